@@ -1,0 +1,20 @@
+"""Find how wide each layer of a small neural network should be."""
+
+from labkit.data import Dataset, load_data
+from labkit.errors import LabkitError
+from labkit.models import get_model
+from labkit.multiplier import linear_multiplier_transform_pass
+from labkit.results import Results, load_best
+from labkit.search import Search, search
+
+__all__ = [
+    "Dataset",
+    "LabkitError",
+    "Results",
+    "Search",
+    "get_model",
+    "linear_multiplier_transform_pass",
+    "load_best",
+    "load_data",
+    "search",
+]

@@ -1,0 +1,96 @@
+"""The `labkit` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+import optuna
+
+from labkit import dashboard
+from labkit.config import load_config, with_overrides
+from labkit.errors import LabkitError
+from labkit.search import Search
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+        0 on success, 1 where no trial finished, 2 on bad input, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return int(arguments.run(arguments))
+    except LabkitError as error:
+        print(f"labkit: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="labkit", description="Find how wide each layer of a small neural network should be."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    search = commands.add_parser("search", help="run a search, or continue one")
+    search.add_argument("config", type=Path, metavar="CONFIG.toml")
+    search.add_argument("--trials", type=int, metavar="N", help="trials of the whole study")
+    search.add_argument("--epochs", type=int, metavar="N", help="epochs for each network")
+    search.add_argument("--seed", type=int, metavar="N")
+    search.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="by default results/ and the name of CONFIG"
+    )
+    search.add_argument(
+        "--storage", metavar="URL", help="an Optuna storage; by default FOLDER/study.db"
+    )
+    search.set_defaults(run=_search)
+
+    browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
+    browse.add_argument("folder", type=Path, metavar="FOLDER")
+    browse.add_argument("--port", type=int, metavar="N", help="by default a free one")
+    browse.set_defaults(run=_dashboard)
+    return parser
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    config = with_overrides(
+        load_config(arguments.config),
+        trials=arguments.trials,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+    )
+    folder = arguments.out or Path("results") / arguments.config.stem
+    search = Search(config, folder=folder, storage=arguments.storage)
+    setup = config.search.strategy.setup
+    print(f"{config.model} on {search.data}")
+    print(
+        f"{search.space.n_configurations:,} configurations; "
+        f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}, on {search.device}"
+    )
+    interrupted = False
+    try:
+        results = search.run()
+    except KeyboardInterrupt:
+        interrupted = True
+        results = search.results()
+    print(results.counts())
+    print(results.best_markdown())
+    print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, study.db, best/")
+    if interrupted:
+        print("Interrupted; the same command continues.")
+        return 130
+    return 0 if len(results.networks) else 1
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    with contextlib.suppress(KeyboardInterrupt):
+        dashboard.serve(arguments.folder, arguments.port)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

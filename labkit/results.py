@@ -1,0 +1,234 @@
+"""What a search leaves behind: the table of its trials, the Pareto front, and the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import safetensors.torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from labkit.config import load_config
+from labkit.errors import LabkitError
+from labkit.models import get_model
+from labkit.multiplier import Plan, apply
+from labkit.runners import load_weights
+
+TRAINED, LOOKED_UP = "trained", "looked up"
+# What the report's table shows of the software metrics; the files have all of them.
+REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
+
+
+def plan_of(trial: FrozenTrial) -> Plan:
+    """Returns the plan that a trial recorded."""
+    return Plan(tuple(trial.user_attrs["plan"].items()))
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the trials that have metrics."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def pareto_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the trials that no other dominates, each network once, by its first trial."""
+    networks: dict[Plan, FrozenTrial] = {}
+    for trial in sorted(study.best_trials, key=lambda trial: trial.number):
+        networks.setdefault(plan_of(trial), trial)
+    return list(networks.values())
+
+
+@dataclass(frozen=True)
+class Results:
+    """The outcome of a search, as tables.
+
+    Attributes:
+        trials: One row a trial, indexed by number: state, source (`trained` or `looked up`),
+            trained_in (the trial that trained this network), seconds, network (the plan in words),
+            failure, and one column a metric.
+        best: One row for each network on the Pareto front, with the report's columns `number`,
+            `software_metrics`, `hardware_metrics` and `scaled_metrics`, and `network`.
+        objectives: Metric → `"maximize"` or `"minimize"`.
+        about: What every figure must say: `model`, `dataset`, `seed` and `convention`.
+    """
+
+    trials: pd.DataFrame
+    best: pd.DataFrame
+    objectives: Mapping[str, str]
+    about: Mapping[str, Any]
+
+    @classmethod
+    def from_study(cls, study: optuna.Study) -> Results:
+        """Reads the tables off a study that labkit made."""
+        columns = ["number", "state", "source", "trained_in", "seconds", "network", "failure"]
+        trials = pd.DataFrame(
+            [_trial_row(trial) for trial in study.get_trials(deepcopy=False)]
+        ).reindex(columns=columns + _metric_names(study))
+        best = pd.DataFrame(
+            [_best_row(trial) for trial in pareto_trials(study)],
+            columns=["number", *_RECORDED, "network"],
+        )
+        attributes = study.user_attrs
+        return cls(
+            trials.set_index("number").astype({"trained_in": "Int64"}),
+            best,
+            attributes.get("objectives", {}),
+            attributes.get("about", {}),
+        )
+
+    @property
+    def networks(self) -> pd.DataFrame:
+        """The trials that trained a network: one row a network."""
+        return self.trials[self.trials["source"] == TRAINED]
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The rows of `trials` that no other dominates, each network once."""
+        return self.trials.loc[self.best["number"]]
+
+    def best_markdown(self) -> str:
+        """Returns the table of best trials as the report prints it."""
+        table = self.best.copy()
+        shown = {*REPORT_METRICS, *self.objectives}
+        for column in _RECORDED:
+            table[column] = table[column].map(
+                lambda metrics: {n: round(v, 3) for n, v in metrics.items() if n in shown}
+            )
+        return table.to_markdown()
+
+    def counts(self) -> str:
+        """Returns how many trials there were, and what became of them, in words."""
+        n_failed = int((self.trials["state"] == "FAIL").sum())
+        n_looked_up = int((self.trials["source"] == LOOKED_UP).sum())
+        return (
+            f"{len(self.trials)} trials: {len(self.networks)} networks trained, "
+            f"{n_looked_up} looked up, {n_failed} failed"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.counts()}</p>" + self.front.to_html()
+
+
+_RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")
+
+
+def _metric_names(study: optuna.Study) -> list[str]:
+    names: dict[str, None] = {}
+    for trial in finished_trials(study):
+        for kind in ("software_metrics", "hardware_metrics"):
+            names |= dict.fromkeys(trial.user_attrs[kind])
+    return list(names)
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "source": attributes.get("source"),
+        "trained_in": attributes.get("trained_in"),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+        "network": str(plan_of(trial)) if "plan" in attributes else None,
+        "failure": attributes.get("failure"),
+        **attributes.get("software_metrics", {}),
+        **attributes.get("hardware_metrics", {}),
+    }
+
+
+def _best_row(trial: FrozenTrial) -> dict[str, Any]:
+    recorded = {column: trial.user_attrs[column] for column in _RECORDED}
+    return {"number": trial.number, **recorded, "network": str(plan_of(trial))}
+
+
+def write_tables(study: optuna.Study, folder: Path) -> Results:
+    """Writes `log.json`, `best.json`, `trials.csv` and `best.md` into a results folder.
+
+    Returns:
+        The tables that were written.
+    """
+    results = Results.from_study(study)
+    log = {
+        trial.number: {
+            "state": trial.state.name,
+            "values": trial.values,
+            "params": trial.params,
+            "started": trial.datetime_start,
+            "finished": trial.datetime_complete,
+            **trial.user_attrs,
+        }
+        for trial in study.get_trials(deepcopy=False)
+    }
+    best = {trial.number: log[trial.number] for trial in pareto_trials(study)}
+    for name, content in (("log.json", log), ("best.json", best)):
+        (folder / name).write_text(json.dumps(content, indent=2, default=str) + "\n")
+    results.trials.to_csv(folder / "trials.csv")
+    (folder / "best.md").write_text(results.best_markdown() + "\n")
+    return results
+
+
+def save_network(folder: Path, trial: FrozenTrial, model: nn.Module) -> None:
+    """Keeps a network of the front: `best/trial_N.safetensors`, and its plan in `.json`."""
+    best = folder / "best"
+    best.mkdir(exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, best / f"trial_{trial.number}.safetensors")
+    description = {
+        "number": trial.number,
+        "plan": trial.user_attrs["plan"],
+        "software_metrics": trial.user_attrs["software_metrics"],
+        "hardware_metrics": trial.user_attrs["hardware_metrics"],
+    }
+    (best / f"trial_{trial.number}.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def drop_networks(folder: Path, kept: Iterable[int]) -> None:
+    """Removes the networks from `best/` whose trial is no longer on the front."""
+    kept = set(kept)
+    for number in saved_networks(folder) - kept:
+        for suffix in ("safetensors", "json"):
+            (folder / "best" / f"trial_{number}.{suffix}").unlink(missing_ok=True)
+
+
+def saved_networks(folder: Path) -> set[int]:
+    """Returns the numbers of the trials whose networks are in `best/`."""
+    return {
+        int(path.stem.removeprefix("trial_")) for path in folder.glob("best/trial_*.safetensors")
+    }
+
+
+def load_best(
+    folder: str | Path, number: int | None = None, *, model: nn.Module | None = None
+) -> nn.Module:
+    """Returns a trained network of a search's Pareto front, in evaluation mode.
+
+    Args:
+        folder: The results folder.
+        number: Its trial; by default the network with the highest accuracy.
+        model: The network that was searched, where the search was given a module and not a name.
+
+    Raises:
+        LabkitError: The folder holds no networks, or not this one.
+    """
+    folder = Path(folder)
+    saved = saved_networks(folder)
+    if not saved:
+        raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")
+    described = {
+        n: json.loads((folder / "best" / f"trial_{n}.json").read_text()) for n in sorted(saved)
+    }
+    if number is None:
+        number = max(described, key=lambda n: described[n]["software_metrics"].get("accuracy", 0.0))
+    if number not in described:
+        raise LabkitError(
+            f"number: trial {number} is not on the front; expected one of {sorted(saved)}"
+        )
+    if model is None:
+        model = get_model(load_config(folder / "config.toml").model)
+    network = apply(model, Plan(tuple(described[number]["plan"].items())))
+    load_weights(network, folder / "best" / f"trial_{number}.safetensors")
+    return network.eval()

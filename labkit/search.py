@@ -1,0 +1,408 @@
+"""The search: ask for a configuration, resolve it, look it up or train it, tell."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import optuna
+import tomli_w
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+from tqdm.auto import tqdm
+
+from labkit.config import SearchConfig, load_config, to_tables
+from labkit.data import Dataset, load_data
+from labkit.errors import LabkitError
+from labkit.models import get_model
+from labkit.multiplier import Plan, apply
+from labkit.plots import pareto_front
+from labkit.results import (
+    LOOKED_UP,
+    TRAINED,
+    Results,
+    drop_networks,
+    finished_trials,
+    pareto_trials,
+    plan_of,
+    save_network,
+    write_tables,
+)
+from labkit.runners import RUNNERS, Candidate, Metrics
+from labkit.space import get_space
+from labkit.train import check_fit
+
+INTERRUPTED = "interrupted"
+# What may change between two runs that continue the same study.
+BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
+
+
+class _BruteForceSampler(optuna.samplers.BruteForceSampler):
+    """Optuna's, which knows when all is tried but can only tell `Study.optimize`."""
+
+    exhausted = False
+
+    def after_trial(self, study: optuna.Study, *args: Any) -> None:
+        try:
+            super().after_trial(study, *args)
+        except RuntimeError:  # from study.stop(), which is for use within `optimize`
+            self.exhausted = True
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns one of Optuna's samplers by the name that a configuration gives it."""
+    samplers = optuna.samplers
+    match name:
+        case "tpe":
+            return samplers.TPESampler(seed=seed)
+        case "random":
+            return samplers.RandomSampler(seed=seed)
+        case "nsgaii":
+            return samplers.NSGAIISampler(seed=seed)
+        case "nsgaiii":
+            return samplers.NSGAIIISampler(seed=seed)
+        case "qmc":
+            return samplers.QMCSampler(seed=seed, scramble=True)
+        case "bruteforce" | "grid":
+            return _BruteForceSampler(seed=seed)
+    raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
+
+
+class Search:
+    """A search, ready to run: everything that can be wrong is checked when it is made.
+
+    Args:
+        config: The path of a TOML file, or its tables.
+        model: A network, in place of the one that the configuration names.
+        data: A data set, in place of the one that the configuration names.
+        folder: Where to leave the results, and to continue from; `None` leaves no files.
+        storage: An Optuna storage URL; by default `study.db` in the folder, or memory.
+
+    Attributes:
+        study: The Optuna study.
+        space: The search space.
+        data: The data set, on the device that trains.
+
+    Raises:
+        LabkitError: The configuration is wrong, the network does not fit the data, or the folder
+            holds another search.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | SearchConfig,
+        *,
+        model: nn.Module | None = None,
+        data: Dataset | None = None,
+        folder: str | Path | None = None,
+        storage: str | None = None,
+    ):
+        if isinstance(config, Mapping):
+            config = {
+                **({"model": type(model).__name__} if model is not None else {}),
+                **({"dataset": data.name} if data is not None else {}),
+                **config,
+            }
+        self.config = load_config(config)
+        self.device = _device(self.config.accelerator)
+        self.model = get_model(model if model is not None else self.config.model)
+        if data is None:
+            data = load_data(self.config.dataset, label=self.config.label)
+        check_fit(self.model.cpu(), data)
+        self.data = data.to(self.device)
+        space = self.config.search.search_space
+        self.space = get_space(space.name)(self.model, space.setup, space.seed)
+        self.folder = None if folder is None else Path(folder)
+        if self.config.search.strategy.setup.n_jobs > 1:
+            warnings.warn("n_jobs: candidates train one after another", stacklevel=2)
+        self.study = self._open_study(storage)
+
+    def _open_study(self, storage: str | None) -> optuna.Study:
+        strategy = self.config.search.strategy
+        names = list(strategy.metrics)
+        directions = [metric.direction for metric in strategy.metrics.values()]
+        if strategy.setup.sum_scaled_metrics:
+            assert strategy.setup.direction is not None
+            names, directions = ["sum of scaled metrics"], [strategy.setup.direction]
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LabkitError(f"out: cannot make {str(self.folder)!r}: {error}") from error
+            storage = storage or f"sqlite:///{self.folder / 'study.db'}"
+        try:
+            study = optuna.create_study(
+                study_name=self.config.project,
+                storage=storage,
+                directions=directions,
+                load_if_exists=True,
+            )
+        except Exception as error:  # SQLAlchemy's own kinds, by the driver
+            raise LabkitError(f"storage: cannot open {storage!r}: {error}") from error
+        settings = self._settings()
+        known = study.user_attrs.get("settings")
+        if known is not None and (changed := _first_difference(known, settings)):
+            raise LabkitError(
+                f"{changed}: {str(self.folder or storage)!r} holds a search with "
+                f"{known.get(changed)!r}, not {settings.get(changed)!r}; use another folder"
+            )
+        if known is None:
+            study.set_user_attr("settings", settings)
+            study.set_user_attr(
+                "objectives", {n: metric.direction for n, metric in strategy.metrics.items()}
+            )
+            study.set_user_attr("about", self._about())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(names)
+        n_before = len(study.get_trials(deepcopy=False))
+        # A sampler that continues must not draw again what it drew first.
+        study.sampler = make_sampler(strategy.setup.sampler, (self.config.seed + n_before) % 2**32)
+        return study
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns all that results depend on, flat: what must agree to continue a study."""
+        settings = _flatten(to_tables(self.config))
+        for option in BUDGET:
+            settings.pop(f"search.strategy.setup.{option}", None)
+        settings["network"] = hashlib.sha256(str(self.model).encode()).hexdigest()[:16]
+        settings["data"] = self.data.fingerprint()
+        return settings
+
+    def _about(self) -> dict[str, Any]:
+        computations = self.config.runners("sw_runner").get("basic_computations")
+        free = self.space.channels.free
+        return {
+            "model": self.config.model,
+            "dataset": self.data.name,
+            "seed": self.config.seed,
+            "convention": getattr(computations, "convention", None),
+            "original": str(Plan(tuple((group.name, group.width) for group in free))),
+        }
+
+    def run(self, *, progress: bool = True) -> Results:
+        """Runs trials until the study has `n_trials`, or time is up.
+
+        Ctrl-C keeps what is finished and writes the files; a later run with the same folder
+        continues.
+
+        Args:
+            progress: Show a progress bar.
+
+        Returns:
+            The results of the whole study, earlier runs included.
+
+        Raises:
+            LabkitError: Another process is running a search in this folder.
+        """
+        setup = self.config.search.strategy.setup
+        with self._locked_folder():
+            self._fail_abandoned_trials()
+            trained = {
+                plan_of(trial): trial
+                for trial in reversed(finished_trials(self.study))
+                if trial.user_attrs["source"] == TRAINED
+            }
+            n_done = self._n_done()
+            started = time.monotonic()
+            with tqdm(
+                total=setup.n_trials, initial=n_done, disable=not progress, unit="trial"
+            ) as bar:
+                try:
+                    while n_done < setup.n_trials:
+                        if setup.timeout and time.monotonic() - started > setup.timeout:
+                            break
+                        self._run_trial(trained, bar)
+                        n_done += 1
+                        bar.update()
+                        if getattr(self.study.sampler, "exhausted", False):
+                            break
+                finally:
+                    results = self._write_files()
+        return results
+
+    def results(self) -> Results:
+        """Returns the results so far."""
+        return Results.from_study(self.study)
+
+    def _n_done(self) -> int:
+        """Returns how many trials count towards `n_trials`: all but those interrupted."""
+        return sum(
+            trial.state.is_finished() and trial.user_attrs.get("failure") != INTERRUPTED
+            for trial in self.study.get_trials(deepcopy=False)
+        )
+
+    @contextlib.contextmanager
+    def _locked_folder(self) -> Iterator[None]:
+        if self.folder is None:
+            yield
+            return
+        try:
+            with filelock.FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except filelock.Timeout as error:
+            raise LabkitError(f"out: another search is running in {str(self.folder)!r}") from error
+
+    def _fail_abandoned_trials(self) -> None:
+        """Ends the trials that a killed process left running; the lock says that none runs."""
+        if self.folder is not None:
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self._fail(trial.number, INTERRUPTED)
+
+    def _fail(self, number: int, reason: str) -> None:
+        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
+        self.study._storage.set_trial_user_attr(trial_id, "failure", reason)
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def _run_trial(self, trained: dict[Plan, FrozenTrial], bar: tqdm) -> None:
+        """Runs one trial and records it, whatever becomes of it."""
+        trial = self.study.ask(self.space.distributions)
+        pass_config = self.space.sampled_config(trial.params)
+        trial.set_user_attr("sampled_config", pass_config)
+        candidate = None
+        try:
+            plan = self.space.resolve(pass_config)
+            trial.set_user_attr("plan", plan.to_dict())
+            if plan in trained:
+                self._look_up(trial, trained[plan])
+            else:
+                candidate = self._candidate(plan, bar, len(trained))
+                self._measure(trial, candidate)
+            self.study.tell(trial, self._values(trial.user_attrs["scaled_metrics"]))
+        except KeyboardInterrupt:
+            self._fail(trial.number, INTERRUPTED)
+            raise
+        # One bad candidate must not end a search: whatever it raised is its recorded reason.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._fail(trial.number, reason)
+            bar.write(f"trial {trial.number} failed: {reason}")
+            return
+        if candidate is not None:
+            finished = self.study.get_trials(deepcopy=False)[trial.number]
+            trained[plan] = finished
+            self._keep_front(finished, candidate.model)
+
+    def _candidate(self, plan: Plan, bar: tqdm, n_trained: int) -> Candidate:
+        epochs: list[Metrics] = []
+
+        def on_epoch(metrics: Metrics) -> None:
+            epochs.append(metrics)
+            bar.set_postfix_str(
+                f"network {n_trained + 1}, epoch {len(epochs)}: accuracy {metrics['accuracy']:.3f}"
+            )
+
+        return Candidate(
+            model=apply(self.model, plan, channels=self.space.channels).to(self.device),
+            original=self.model,
+            plan=plan,
+            data=self.data,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            checkpoint=self.config.load_name,
+            on_epoch=on_epoch,
+        )
+
+    def _measure(self, trial: optuna.Trial, candidate: Candidate) -> None:
+        """Runs all runners and records their metrics on the trial."""
+        recorded: dict[str, Metrics] = {}
+        for kind in ("sw_runner", "hw_runner"):
+            metrics = recorded[kind] = {}
+            for name, settings in self.config.runners(kind).items():
+                metrics |= RUNNERS[name].run(candidate, settings)
+        measured = recorded["sw_runner"] | recorded["hw_runner"]
+        objectives = self.config.search.strategy.metrics
+        trial.set_user_attr("source", TRAINED)
+        trial.set_user_attr("trained_in", trial.number)
+        trial.set_user_attr("software_metrics", recorded["sw_runner"])
+        trial.set_user_attr("hardware_metrics", recorded["hw_runner"])
+        trial.set_user_attr(
+            "scaled_metrics",
+            {name: metric.scale * measured[name] for name, metric in objectives.items()},
+        )
+        if candidate.history is not None:
+            trial.set_user_attr("history", candidate.history)
+
+    @staticmethod
+    def _look_up(trial: optuna.Trial, twin: FrozenTrial) -> None:
+        """Copies what was recorded of the same network: same data, settings and seed."""
+        trial.set_user_attr("source", LOOKED_UP)
+        for key in ("trained_in", "software_metrics", "hardware_metrics", "scaled_metrics"):
+            trial.set_user_attr(key, twin.user_attrs[key])
+
+    def _values(self, scaled: Metrics) -> list[float]:
+        if self.config.search.strategy.setup.sum_scaled_metrics:
+            return [sum(scaled.values())]
+        return list(scaled.values())
+
+    def _keep_front(self, trial: FrozenTrial, model: nn.Module) -> None:
+        """Saves the network if it is on the front, and drops those that it pushed off it."""
+        if self.folder is not None:
+            front = {best.number for best in pareto_trials(self.study)}
+            if trial.number in front:
+                save_network(self.folder, trial, model)
+                drop_networks(self.folder, front)
+
+    def _write_files(self) -> Results:
+        if self.folder is None:
+            return self.results()
+        results = write_tables(self.study, self.folder)
+        (self.folder / "config.toml").write_text(tomli_w.dumps(to_tables(self.config)))
+        pareto_front(results).write_html(self.folder / "pareto.html")
+        return results
+
+
+def search(
+    config: str | Path | Mapping[str, Any] | SearchConfig,
+    *,
+    model: nn.Module | None = None,
+    data: Dataset | None = None,
+    folder: str | Path | None = None,
+    storage: str | None = None,
+    progress: bool = True,
+) -> Results:
+    """Makes a `Search` and runs it; see there for the arguments.
+
+    With a folder it leaves `study.db`, `log.json`, `best.json`, `trials.csv`, `best.md`,
+    `pareto.html`, `config.toml`, and in `best/` the weights and the plan of every network on the
+    Pareto front.
+    """
+    return Search(config, model=model, data=data, folder=folder, storage=storage).run(
+        progress=progress
+    )
+
+
+def _device(accelerator: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if accelerator == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if accelerator in ("cuda", "gpu"):
+        if not available:
+            raise LabkitError(f"accelerator: {accelerator!r} needs a CUDA device; there is none")
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {prefix + key: value}
+        )
+    return flat
+
+
+def _first_difference(known: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Returns the first key on which two flat tables differ."""
+    keys = dict.fromkeys([*known, *new])
+    return next((key for key in keys if known.get(key) != new.get(key)), None)
