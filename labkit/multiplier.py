@@ -186,7 +186,7 @@ def _requests(channels: Channels, pass_config: PassConfig) -> Iterator[_Request]
 
 
 def _scaled(group: ChannelGroup, request: _Request) -> int:
-    # The decimal that the user wrote, not its binary neighbour: 10 × 1.1 is 11, never 12.
+    # The decimal that the user wrote, not its binary neighbour: 100 × 1.1 is 110, not 111.
     width = math.ceil(group.width * Fraction(str(request.multiplier)))
     if width > MAX_WIDTH:
         raise LabkitError(f"{request}: {width} channels; expected at most {MAX_WIDTH}")

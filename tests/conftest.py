@@ -1,0 +1,34 @@
+"""What several tests need: small data, and the reference's own configuration."""
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labkit.data import Dataset
+
+ROOT = Path(__file__).parent.parent
+REFERENCE_TOML = Path(__file__).parent / "data" / "reference.toml"
+
+
+@pytest.fixture(scope="session")
+def blobs() -> Dataset:
+    """Five overlapping Gaussian clouds in 16 dimensions: shaped as the jets are, but small."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 1000)
+    x = rng.normal(size=(1000, 16)) + 1.5 * rng.normal(size=(5, 16))[y]
+    return Dataset.from_arrays(x, y, name="blobs")
+
+
+@pytest.fixture
+def tables() -> dict[str, Any]:
+    """The reference's configuration, cut down to a few quick trials."""
+    with REFERENCE_TOML.open("rb") as file:
+        tables = copy.deepcopy(tomllib.load(file))
+    train = tables["search"]["strategy"]["sw_runner"]["basic_train"]
+    train |= {"max_epochs": 1, "learning_rate": 1e-2}
+    tables["search"]["strategy"]["setup"]["n_trials"] = 8
+    return tables
