@@ -16,7 +16,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.imports import import_object
+from labkit.imports import build
 
 JET_FEATURES = (
     "zlogz", "c1_b0_mmdt", "c1_b1_mmdt", "c1_b2_mmdt", "c2_b1_mmdt", "c2_b2_mmdt", "d2_b1_mmdt",
@@ -97,12 +97,11 @@ class Dataset:
             raise LabkitError(f"features: expected {x.shape[1]} names, got {len(features)}")
         x = _as_floats(x, features)
         labels, classes = _encode(y, classes)
-        for key, share in (("validation", validation), ("test", test)):
-            if not 0 < share < 1 or validation + test >= 1:
-                raise LabkitError(
-                    f"{key}: expected a share in (0, 1), with validation + test below 1, "
-                    f"got {share!r}"
-                )
+        if not (validation > 0 and test > 0 and validation + test < 1):
+            raise LabkitError(
+                "validation, test: expected two positive shares with a sum below 1, "
+                f"got {validation!r} and {test!r}"
+            )
         train_rows, val_rows, test_rows = _split(labels, classes, validation, test, seed)
         mean = x[train_rows].mean(axis=0, dtype=np.float64)
         std = x[train_rows].std(axis=0, dtype=np.float64)
@@ -196,10 +195,13 @@ def _split(
     labels: np.ndarray, classes: Sequence[str], validation: float, test: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = np.arange(len(labels))
+    n_val, n_test = round(validation * len(rows)), round(test * len(rows))
     try:
-        rest, test_rows = train_test_split(rows, test_size=test, stratify=labels, random_state=seed)
+        rest, test_rows = train_test_split(
+            rows, test_size=n_test, stratify=labels, random_state=seed
+        )
         train_rows, val_rows = train_test_split(
-            rest, test_size=validation / (1 - test), stratify=labels[rest], random_state=seed
+            rest, test_size=n_val, stratify=labels[rest], random_state=seed
         )
     except ValueError as error:
         raise LabkitError(
@@ -250,10 +252,7 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
     if suffix in readers:
         return readers[suffix](_existing("dataset", Path(name)), label)
     if ":" in str(name):
-        data = import_object("dataset", str(name))()
-        if not isinstance(data, Dataset):
-            raise LabkitError(f"dataset: {name!r} returned a {type(data).__name__}, no Dataset")
-        return data
+        return build("dataset", str(name), Dataset)
     known = ("jsc", "jsc-openml", "digits")
     raise LabkitError(
         f"dataset: unknown data set {str(name)!r}; {did_you_mean(name, known)} "

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.imports import import_object
+from labkit.imports import build
 
 
 class SequentialNet(nn.Module):
@@ -148,10 +148,7 @@ def get_model(model: str | nn.Module) -> nn.Module:
     if not isinstance(model, str):
         raise LabkitError(f"model: expected a name or an nn.Module, got {model!r}")
     if ":" in model:
-        built = import_object("model", model)()
-        if not isinstance(built, nn.Module):
-            raise LabkitError(f"model: {model!r} returned a {type(built).__name__}, no nn.Module")
-        return built
+        return build("model", model, nn.Module)
     if model not in MODELS:
         raise LabkitError(f"model: unknown network {model!r}; {did_you_mean(model, MODELS)}")
     return MODELS[model]()

@@ -1,0 +1,98 @@
+"""The report's space: its size, its networks, and what is refused."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from labkit.errors import LabkitError
+from labkit.models import get_model
+from labkit.space import LinearChannelMultiplierSpace, SearchSpaceBase, get_space
+
+
+def space_of(tables: dict[str, Any], model: str = "jsc-toy") -> SearchSpaceBase:
+    table = tables["search"]["search_space"]
+    return get_space(table["name"])(get_model(model), table["setup"], table["seed"])
+
+
+def test_the_reports_space_has_3072_configurations_and_16_networks(tables: dict[str, Any]) -> None:
+    space = space_of(tables)
+    assert isinstance(space, LinearChannelMultiplierSpace)
+    assert space.n_configurations == 3072
+    every = itertools.product(*(range(len(options)) for options in space.choices.values()))
+    configs = [space.sampled_config(dict(zip(space.choices, indices))) for indices in every]
+    assert len(set(map(str, configs))) == 3072
+    networks = {tuple(space.resolve(config).to_dict().values()) for config in configs}
+    assert networks == set(itertools.product([8, 16, 32, 64], repeat=2))
+
+
+def test_an_index_a_key_becomes_a_nested_configuration(tables: dict[str, Any]) -> None:
+    space = space_of(tables)
+    config = space.sampled_config({"seq_blocks_2/config/channel_multiplier": 3})
+    assert config["seq_blocks_2"] == {"config": {"name": "output_only", "channel_multiplier": 8}}
+    assert config["by"] == "name"
+    assert "seq_blocks_2/config/name" not in space.distributions  # one option is no choice
+    assert space.resolve(config).to_dict()["seq_blocks_2"] == 64
+
+
+def test_by_type_every_linear_layer_chooses_by_itself(tables: dict[str, Any]) -> None:
+    tables["search"]["search_space"] |= {
+        "setup": {"by": "type"},
+        "seed": {
+            "default": {"config": {"name": ["NA"]}},
+            "linear": {"config": {"name": ["output_only"], "channel_multiplier": [1, 0.5]}},
+        },
+    }
+    space = space_of(tables, "jsc-s")
+    assert space.n_configurations == 2**5
+    keys = list(space.distributions)
+    plan = space.resolve(space.sampled_config({keys[1]: 1}))
+    assert list(plan.to_dict().values()) == [64, 16, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ({}, "search.search_space.seed.default: missing"),
+        ({"default": {"conf": {}}}, "seed.default: expected one table 'config'"),
+        ({"default": {"config": {}}}, "seed.default.config: expected .*'name'"),
+        ({"default": {"config": {"name": "NA"}}}, "config.name: expected a list .* got 'NA'"),
+        ({"default": {"config": {"name": []}}}, r"expected a list of options, got \[\]"),
+        ({"default": {"config": {"name": ["all"]}}}, "config.name: expected .* got 'all'"),
+        ({"default": {"config": {"name": ["NA", "NA"]}}}, "listed twice"),
+        ({"default": {"config": {"nam": ["NA"]}}}, "expected a table with the key 'name'"),
+        (
+            {"default": {"config": {"name": ["both"], "multiplier": [1]}}},
+            "config.multiplier: unknown key",
+        ),
+    ],
+)
+def test_wrong_tables_are_named(tables: dict[str, Any], seed: Any, message: str) -> None:
+    tables["search"]["search_space"]["seed"] = seed
+    with pytest.raises(LabkitError, match=message):
+        space_of(tables)
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "message"),
+    [
+        ("seq_blocks_9", {"name": ["both"]}, "seq_blocks_9"),
+        ("seq_blocks_99", {"name": ["NA"]}, "seq_blocks_99: no such layer"),
+        ("seq_blocks_2", {"name": ["both"]}, "needs 'input_multiplier' or"),
+        ("seq_blocks_2", {"name": ["NA", "both"], "channel_multiplier": [1, -1]}, "got -1"),
+    ],
+)
+def test_wrong_options_show_before_the_search(
+    tables: dict[str, Any], layer: str, config: Any, message: str
+) -> None:
+    tables["search"]["search_space"]["seed"][layer] = {"config": config}
+    with pytest.raises(LabkitError, match=message):
+        space_of(tables)
+
+
+def test_unknown_names_are_refused(tables: dict[str, Any]) -> None:
+    with pytest.raises(LabkitError, match="did you mean 'transform/linear_channel_multiplier'"):
+        get_space("transform/linear_channel")
+    tables["search"]["search_space"]["setup"] = {"by": "kind"}
+    with pytest.raises(LabkitError, match="setup.by: expected 'name' or 'type', got 'kind'"):
+        space_of(tables)
