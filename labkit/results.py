@@ -118,11 +118,12 @@ _RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")
 
 
 def _metric_names(study: optuna.Study) -> list[str]:
+    """Returns all metrics that were measured, and the objectives even where none was."""
     names: dict[str, None] = {}
     for trial in finished_trials(study):
         for kind in ("software_metrics", "hardware_metrics"):
             names |= dict.fromkeys(trial.user_attrs[kind])
-    return list(names)
+    return list(names | dict.fromkeys(study.user_attrs.get("objectives", {})))
 
 
 def _trial_row(trial: FrozenTrial) -> dict[str, Any]:

@@ -59,19 +59,20 @@ class _BruteForceSampler(optuna.samplers.BruteForceSampler):
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Returns one of Optuna's samplers by the name that a configuration gives it."""
     samplers = optuna.samplers
-    match name:
-        case "tpe":
-            return samplers.TPESampler(seed=seed)
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-        case "nsgaii":
-            return samplers.NSGAIISampler(seed=seed)
-        case "nsgaiii":
-            return samplers.NSGAIIISampler(seed=seed)
-        case "qmc":
-            return samplers.QMCSampler(seed=seed, scramble=True)
-        case "bruteforce" | "grid":
-            return _BruteForceSampler(seed=seed)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        match name:
+            case "tpe":
+                return samplers.TPESampler(seed=seed)
+            case "random":
+                return samplers.RandomSampler(seed=seed)
+            case "nsgaii":
+                return samplers.NSGAIISampler(seed=seed)
+            case "nsgaiii":
+                return samplers.NSGAIIISampler(seed=seed)
+            case "qmc":
+                return samplers.QMCSampler(seed=seed, scramble=True)
+            case "bruteforce" | "grid":
+                return _BruteForceSampler(seed=seed)
     raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
 
 

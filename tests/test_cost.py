@@ -167,9 +167,7 @@ def test_compare_shows_what_changed() -> None:
     assert tuple(table.loc["seq_blocks_6", "out"]) == (8, 32)
     assert table.loc["seq_blocks_5", ("flops", "ratio")] == 4
     assert table.loc["seq_blocks_2", ("flops", "ratio")] == 1
-    reference = compare(
-        get_model("jsc-toy"), scaled_toy(4), convention="reference", batch_size=256
-    )
+    reference = compare(get_model("jsc-toy"), scaled_toy(4), convention="reference", batch_size=256)
     assert reference.loc["total", ("flops", "after")] == 512512
 
 

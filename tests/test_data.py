@@ -40,7 +40,9 @@ def assert_same_rows(data: Dataset, table: Table) -> None:
     ranks = x.double().argsort(0).argsort(0)[:, :2]
     expected_ranks = expected_x.argsort(0).argsort(0)[:, :2]
     ours = {(*map(int, rank), int(label)) for rank, label in zip(ranks, y)}
-    assert ours == {(*map(int, rank), int(label)) for rank, label in zip(expected_ranks, expected_y)}
+    assert ours == {
+        (*map(int, rank), int(label)) for rank, label in zip(expected_ranks, expected_y)
+    }
 
 
 def test_the_split_is_stratified_standardised_and_fixed(table: Table) -> None:

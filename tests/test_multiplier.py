@@ -1,6 +1,7 @@
 """The pass: plans against an independent calculation, and errors before anything is built."""
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, list[int], dict[str, Any]]:
             lambda: nn.BatchNorm1d(width),
             lambda: nn.LayerNorm(width),
             lambda: nn.PReLU(width),
-            lambda: nn.PReLU(),
+            nn.PReLU,
             nn.ReLU,
             nn.Tanh,
             nn.Dropout,
@@ -106,7 +107,7 @@ def chains(draw: st.DrawFn) -> tuple[nn.Module, list[int], dict[str, Any]]:
         layers.extend(make() for make in draw(st.lists(st.sampled_from(makers), max_size=3)))
 
     followers(widths[0])
-    for before, after in zip(widths, widths[1:]):
+    for before, after in itertools.pairwise(widths):
         names.append(str(len(layers)))
         layers.append(nn.Linear(before, after, bias=draw(st.booleans())))
         followers(after)
@@ -163,7 +164,7 @@ def test_random_chains_get_the_widths_of_an_independent_calculation(
 
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     expected = expected_widths(names, widths, pass_config)
-    assert linear_widths(new) == list(zip(expected, expected[1:]))
+    assert linear_widths(new) == list(itertools.pairwise(expected))
     output = new(torch.randn(4, widths[0]))
     assert output.shape == (4, widths[-1])
     output.sum().backward()
@@ -171,7 +172,7 @@ def test_random_chains_get_the_widths_of_an_independent_calculation(
 
     assert pass_config == given_config
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    assert linear_widths(model) == list(zip(widths, widths[1:]))
+    assert linear_widths(model) == list(itertools.pairwise(widths))
     # The plan is the network's name: resolving again gives an equal one, with an equal hash.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedRequest)
@@ -186,9 +187,7 @@ def test_different_configurations_of_one_network_resolve_to_equal_plans() -> Non
     a = resolve(model, by_name(seq_blocks_2=request("output_only", 4)))
     b = resolve(
         model,
-        by_name(
-            seq_blocks_2=request("output_only", 2), seq_blocks_5=request("input_only", 4)
-        ),
+        by_name(seq_blocks_2=request("output_only", 2), seq_blocks_5=request("input_only", 4)),
     )
     assert a == b
     assert a.decided_by != b.decided_by

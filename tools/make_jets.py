@@ -128,7 +128,7 @@ class Correlators(NamedTuple):
 
 def fractions(pt: Array) -> Array:
     """Momentum fractions z_i = pT_i / Σ pT, shape (n,)."""
-    return np.divide(pt, pt.sum())
+    return pt / pt.sum()
 
 
 @cache
@@ -231,7 +231,7 @@ def _les_houches(hard: Any) -> Any:
     """Les Houches source (hep-ph/0109068) of the undecayed events of a hard-process Pythia."""
     base: Any = importlib.import_module("pythia8mc").LHAup
 
-    class LesHouches(base):  # type: ignore[misc]
+    class LesHouches(base):
         def setInit(self) -> bool:  # noqa: N802
             self.setBeamA(2212, BEAM_ENERGY)
             self.setBeamB(2212, BEAM_ENERGY)
@@ -392,6 +392,7 @@ def make_jets(
 
 
 def main() -> None:
+    """Write the data set, and print what became of the hard partons of each class."""
     parser = argparse.ArgumentParser(description="Generate the jet-substructure data set.")
     parser.add_argument("--per-class", type=int, default=40_000, help="jets of each class")
     parser.add_argument("--seed", type=int, default=1)
