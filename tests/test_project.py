@@ -1,0 +1,84 @@
+"""The project's files agree with each other."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.conftest import ROOT
+
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+@pytest.fixture(scope="module")
+def pinned() -> dict[str, str]:
+    """The versions in constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def required() -> dict[str, Requirement]:
+    """What pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    lines = project["dependencies"] + [line for extra in extras for line in extra]
+    return {Requirement(line).name: Requirement(line) for line in lines}
+
+
+def test_the_pins_are_what_the_package_asks_for(
+    pinned: dict[str, str], required: dict[str, Requirement]
+) -> None:
+    lower = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    for name, requirement in required.items():
+        assert Version(lower[name.lower()]) in requirement.specifier, name
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_conda_gets_the_same_versions(pinned: dict[str, str]) -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    versions = dict(re.split("=+", line) for line in conda if "=" in line)
+    del versions["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {CONDA_NAMES.get(name, name) for name in versions}
+    assert {Requirement(line).name for line in project["dependencies"]} <= names | {
+        re.split("[=<>]", line)[0] for line in pip["pip"]
+    }
+    for name, version in versions.items():
+        assert pinned[CONDA_NAMES.get(name, name)] == version, name
+    for line in pip["pip"]:
+        if "==" in line:
+            name, version = line.split("==")
+            assert pinned[name] == version, name
+
+
+def commands(document: str) -> set[str]:
+    """The commands in the shell blocks of a document."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    return {line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line}
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documented_make_targets_exist(document: str) -> None:
+    targets = {line.split()[1] for line in commands(document) if line.startswith("make ")}
+    assert targets
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(document: str) -> None:
+    text = (ROOT / document).read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"`((?:configs|tools)/[^` ]+)`", text)
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in commands("README.md")
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
