@@ -25,7 +25,8 @@ def pareto_front(results: Results) -> go.Figure:
     """Returns what each network achieves against what it costs, with the Pareto front stepped.
 
     The first maximised objective is on the vertical axis, the first minimised one on the
-    horizontal, in logarithmic scale. Each network is one point, by the trial that trained it.
+    horizontal, in logarithmic scale. Each network is one point, by the trial that trained it; the
+    network that the search set out from is ringed.
 
     Args:
         results: Of a search with an objective of each direction; others are drawn over the first
@@ -60,6 +61,15 @@ def pareto_front(results: Results) -> go.Figure:
             ),
         )
     about = results.about
+    original = networks[networks["network"] == about.get("original")]
+    figure.add_scatter(
+        name="original network",
+        x=original[cost],
+        y=original[quality],
+        mode="markers",
+        marker={"symbol": "circle-open", "color": ORANGE, "size": 20, "line": {"width": 2}},
+        hoverinfo="skip",
+    )
     figure.update_layout(
         template=TEMPLATE,
         title={
@@ -69,7 +79,12 @@ def pareto_front(results: Results) -> go.Figure:
                 f"FLOPs counted by the convention '{about.get('convention')}'"
             },
         },
-        xaxis={"title": AXIS_TITLES.get(cost, cost), "type": "log"},
+        xaxis={
+            "title": AXIS_TITLES.get(cost, cost),
+            "type": "log",
+            "dtick": "D2",
+            "tickformat": ",",
+        },
         yaxis={"title": AXIS_TITLES.get(quality, quality)},
         legend={"x": 0.99, "y": 0.01, "xanchor": "right", "yanchor": "bottom"},
     )

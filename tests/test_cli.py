@@ -78,13 +78,12 @@ def test_a_storage_of_ones_own(config: Path, tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_line_and_exit_2(
     config: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(config.parent)
     assert main([argument.format(config=config) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("labkit: ")

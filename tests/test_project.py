@@ -3,12 +3,18 @@
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from labkit import load_best
+from labkit.cli import main
 from tests.conftest import ROOT
 
 CONDA_NAMES = {"pytorch": "torch"}
@@ -16,9 +22,9 @@ CONDA_NAMES = {"pytorch": "torch"}
 
 @pytest.fixture(scope="module")
 def pinned() -> dict[str, str]:
-    """The versions in constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines)
+    """The versions in constraints.txt, by canonical name."""
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +39,8 @@ def required() -> dict[str, Requirement]:
 def test_the_pins_are_what_the_package_asks_for(
     pinned: dict[str, str], required: dict[str, Requirement]
 ) -> None:
-    lower = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
     for name, requirement in required.items():
-        assert Version(lower[name.lower()]) in requirement.specifier, name
+        assert Version(pinned[canonicalize_name(name)]) in requirement.specifier, name
     assert pinned["torch"] == "2.13.0"
 
 
@@ -50,17 +55,17 @@ def test_conda_gets_the_same_versions(pinned: dict[str, str]) -> None:
         re.split("[=<>]", line)[0] for line in pip["pip"]
     }
     for name, version in versions.items():
-        assert pinned[CONDA_NAMES.get(name, name)] == version, name
+        assert pinned[canonicalize_name(CONDA_NAMES.get(name, name))] == version, name
     for line in pip["pip"]:
         if "==" in line:
             name, version = line.split("==")
-            assert pinned[name] == version, name
+            assert pinned[canonicalize_name(name)] == version, name
 
 
 def commands(document: str) -> set[str]:
     """The commands in the shell blocks of a document."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
-    return {line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line}
+    return {line.split("#")[0].strip() for block in blocks for line in block.splitlines()}
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
@@ -82,3 +87,20 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
 def test_ci_runs_the_readmes_test_command() -> None:
     assert "make test" in commands("README.md")
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+
+
+def test_the_readmes_example_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    names = {"x": rng.normal(size=(300, 8)) + y[:, None], "y": y}
+    exec(compile(blocks[1], "README.md", "exec"), names)
+    assert len(names["results"].trials) == 10  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_the_readmes_search_runs(tmp_path: Path) -> None:
+    (command,) = (line for line in commands("README.md") if "labkit search" in line)
+    _, *arguments = command.replace("results/first", str(tmp_path)).split()
+    assert main(arguments) == 0
+    assert load_best(tmp_path)(torch.zeros(2, 16)).shape == (2, 5)

@@ -365,10 +365,12 @@ def test_what_does_not_fit_is_said_before_the_search(
 
 def test_the_figure_shows_each_network_once(tables: dict[str, Any], blobs: Dataset) -> None:
     results = search(tables, data=blobs, progress=False)
-    dominated, front = pareto_front(results).data
+    dominated, front, original = pareto_front(results).data
     assert len(dominated.x) + len(front.x) == len(results.networks)
     assert list(front.x) == sorted(results.front["total_flops"])
     assert list(front.y) == sorted(results.front["accuracy"])
+    trained = results.networks[results.networks["network"] == "seq_blocks_2: 8, seq_blocks_5: 8"]
+    assert list(original.x) == list(trained["total_flops"])
     title = pareto_front(results).layout.title
     assert "jsc-toy on blobs" in title.text
     assert "seed 42" in title.subtitle.text
