@@ -11,8 +11,9 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --cons
 search: .venv/installed
 	.venv/bin/labkit search configs/jsc_toy.toml
 
+# In a container, root is often the only user; on loopback, with its token, that is no worse.
 lab: .venv/installed
-	.venv/bin/jupyter lab --notebook-dir=notebooks --ServerApp.ip=127.0.0.1
+	.venv/bin/jupyter lab --notebook-dir=notebooks --ServerApp.ip=127.0.0.1 --allow-root
 
 test: .venv/installed-for-tests
 	.venv/bin/ruff check
