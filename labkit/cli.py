@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before there was anything to keep
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -176,8 +176,6 @@ def save_network(folder: Path, trial: FrozenTrial, model: nn.Module) -> None:
     """Keeps a network of the front: `best/trial_N.safetensors`, and its plan in `.json`."""
     best = folder / "best"
     best.mkdir(exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(state, best / f"trial_{trial.number}.safetensors")
     description = {
         "number": trial.number,
         "plan": trial.user_attrs["plan"],
@@ -185,6 +183,9 @@ def save_network(folder: Path, trial: FrozenTrial, model: nn.Module) -> None:
         "hardware_metrics": trial.user_attrs["hardware_metrics"],
     }
     (best / f"trial_{trial.number}.json").write_text(json.dumps(description, indent=2) + "\n")
+    # The weights come last: they are what says that a network is there.
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, best / f"trial_{trial.number}.safetensors")
 
 
 def drop_networks(folder: Path, kept: Iterable[int]) -> None:

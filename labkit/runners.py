@@ -42,6 +42,7 @@ class Candidate:
         checkpoint: Weights of the original network, if the configuration names any.
         history: What `basic_train` recorded, one dict an epoch.
         on_epoch: Told each epoch's metrics, for a progress bar.
+        on_step: Called before each training step; it raises where the search is to stop.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Candidate:
     checkpoint: Path | None = None
     history: list[Metrics] | None = None
     on_epoch: Callable[[Metrics], None] | None = None
+    on_step: Callable[[], None] | None = None
 
 
 class RunnerSettings(BaseModel):
@@ -138,6 +140,7 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
         settings,
         seed=candidate.seed,
         on_epoch=candidate.on_epoch,
+        on_step=candidate.on_step,
     )
     return candidate.history[-1]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -42,6 +44,10 @@ from labkit.train import check_fit
 INTERRUPTED = "interrupted"
 # What may change between two runs that continue the same study.
 BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
+
+
+class _Stopped(Exception):  # noqa: N818 — not an error
+    """Ends a run from within a training step."""
 
 
 class _BruteForceSampler(optuna.samplers.BruteForceSampler):
@@ -123,6 +129,7 @@ class Search:
         self.folder = None if folder is None else Path(folder)
         if self.config.search.strategy.setup.n_jobs > 1:
             warnings.warn("n_jobs: candidates train one after another", stacklevel=2)
+        self._stopping = threading.Event()
         self.study = self._open_study(storage)
 
     def _open_study(self, storage: str | None) -> optuna.Study:
@@ -191,8 +198,8 @@ class Search:
     def run(self, *, progress: bool = True) -> Results:
         """Runs trials until the study has `n_trials`, or time is up.
 
-        Ctrl-C keeps what is finished and writes the files; a later run with the same folder
-        continues.
+        Ctrl-C, and `stop` from another thread, keep what is finished and write the files; a later
+        run with the same folder continues.
 
         Args:
             progress: Show a progress bar.
@@ -202,9 +209,11 @@ class Search:
 
         Raises:
             LabkitError: Another process is running a search in this folder.
+            KeyboardInterrupt: Ctrl-C was pressed; the files are written.
         """
         setup = self.config.search.strategy.setup
-        with self._locked_folder():
+        self._stopping.clear()
+        with self._locked_folder(), self._ctrl_c_stops():
             self._fail_abandoned_trials()
             trained = {
                 plan_of(trial): trial
@@ -225,9 +234,44 @@ class Search:
                         bar.update()
                         if getattr(self.study.sampler, "exhausted", False):
                             break
+                except _Stopped:
+                    pass
                 finally:
                     results = self._write_files()
         return results
+
+    def stop(self) -> None:
+        """Ends `run` before its next training step, from any thread."""
+        self._stopping.set()
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+
+    @contextlib.contextmanager
+    def _ctrl_c_stops(self) -> Iterator[None]:
+        """Lets Ctrl-C end the run as `stop` does: never in the middle of a record.
+
+        A second Ctrl-C interrupts at once, for a runner that does not come to an end.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals reach the main thread only
+            return
+        pressed = False
+
+        def stop(*_: object) -> None:
+            nonlocal pressed
+            pressed = True
+            signal.signal(signal.SIGINT, before)
+            self.stop()
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if pressed:
+            raise KeyboardInterrupt
 
     def results(self) -> Results:
         """Returns the results so far."""
@@ -264,6 +308,7 @@ class Search:
 
     def _run_trial(self, trained: dict[Plan, FrozenTrial], bar: tqdm) -> None:
         """Runs one trial and records it, whatever becomes of it."""
+        self._check_stop()
         trial = self.study.ask(self.space.distributions)
         pass_config = self.space.sampled_config(trial.params)
         trial.set_user_attr("sampled_config", pass_config)
@@ -277,7 +322,7 @@ class Search:
                 candidate = self._candidate(plan, bar, len(trained))
                 self._measure(trial, candidate)
             self.study.tell(trial, self._values(trial.user_attrs["scaled_metrics"]))
-        except KeyboardInterrupt:
+        except (_Stopped, KeyboardInterrupt):
             self._fail(trial.number, INTERRUPTED)
             raise
         # One bad candidate must not end a search: whatever it raised is its recorded reason.
@@ -309,6 +354,7 @@ class Search:
             batch_size=self.config.batch_size,
             checkpoint=self.config.load_name,
             on_epoch=on_epoch,
+            on_step=self._check_stop,
         )
 
     def _measure(self, trial: optuna.Trial, candidate: Candidate) -> None:

@@ -115,6 +115,7 @@ def train(
     *,
     seed: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> list[dict[str, float]]:
     """Trains a network in place, from the weights that it has.
 
@@ -126,6 +127,7 @@ def train(
         settings: By default `TrainSettings()`.
         seed: Decides the order of the rows and the masks of Dropout.
         on_epoch: Called after every epoch with its metrics.
+        on_step: Called before every step; what it raises ends the training.
 
     Returns:
         One dict an epoch: `train_loss` and `train_accuracy` (running means, in training mode), and
@@ -150,6 +152,8 @@ def train(
             model.train()
             loss_sum, right, seen = torch.zeros(()), torch.zeros(()), 0
             for batch in batches(len(x), settings, generator):
+                if on_step is not None:
+                    on_step()
                 rows = batch.to(x.device)
                 labels = y[rows]
                 logits = model(x[rows])

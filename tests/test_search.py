@@ -1,6 +1,8 @@
 """The search: what it trains and looks up, records, leaves behind, and continues."""
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,38 @@ def test_an_interrupted_search_continues(
     log = json.loads((tmp_path / "log.json").read_text())
     proposed = [str(trial["sampled_config"]) for trial in log.values()]
     assert proposed[:2] != proposed[3:5]
+
+
+def test_ctrl_c_while_a_trial_is_recorded_leaves_it_whole(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Search(tables, data=blobs, folder=tmp_path)
+    tell = run.study.tell
+
+    def pressed_while_telling(*args: Any, **options: Any) -> Any:
+        told = tell(*args, **options)
+        signal.raise_signal(signal.SIGINT)
+        return told
+
+    monkeypatch.setattr(run.study, "tell", pressed_while_telling)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [trial.state for trial in run.study.trials] == [TrialState.COMPLETE]
+    assert load_best(tmp_path, 0)  # the network of that trial was kept as well
+
+
+def test_stop_from_another_thread_ends_the_run_within_an_epoch(
+    tables: dict[str, Any], blobs: Dataset
+) -> None:
+    tables["search"]["strategy"]["sw_runner"]["basic_train"]["max_epochs"] = 100_000
+    run = Search(tables, data=blobs)
+    timer = threading.Timer(0.5, run.stop)
+    timer.start()
+    results = run.run(progress=False)  # would take hours
+    timer.join()
+    assert list(results.trials["failure"]) == ["interrupted"]
 
 
 def test_a_trial_that_a_killed_process_left_is_ended(
