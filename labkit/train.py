@@ -84,6 +84,43 @@ def batches(rows: int, settings: TrainSettings, generator: torch.Generator) -> l
     return [batch for batch in split if len(batch) > 1]
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, rows: int, settings: TrainSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Returns the schedule of the learning rate over a whole training on that many rows."""
+    total_steps = settings.max_epochs * len(batches(rows, settings, torch.Generator()))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, total_steps, settings)
+    )
+
+
+def scores(logits: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Returns `loss`, `accuracy` and `accuracy_macro` of several networks, each `[networks]`.
+
+    Args:
+        logits: `[networks, classes, rows]`.
+        y: int64 `[rows]`.
+    """
+    right = (logits.argmax(dim=1) == y).double()
+    by_class = [right[:, y == label].mean(dim=1) for label in y.unique()]
+    losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
+    return {
+        "loss": losses.mean(dim=1),
+        "accuracy": right.mean(dim=1),
+        "accuracy_macro": torch.stack(by_class).mean(dim=0),
+    }
+
+
+def divergence(metrics: dict[str, float], epoch: int, settings: TrainSettings) -> str | None:
+    """Returns that training diverged, in words, or `None` where the losses are finite."""
+    if math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["loss"]):
+        return None
+    return (
+        f"training diverged: the loss is not finite after epoch {epoch} "
+        f"(learning_rate = {settings.learning_rate:g}); try a smaller learning_rate"
+    )
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """Returns `loss` (mean cross-entropy), `accuracy` and `accuracy_macro` of a network.
@@ -99,13 +136,7 @@ def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, fl
     """
     model.eval()
     logits = torch.cat([model(part) for part in x.split(EVALUATION_ROWS)])
-    right = (logits.argmax(dim=1) == y).double()
-    by_class = [right[y == label].mean() for label in y.unique()]
-    return {
-        "loss": F.cross_entropy(logits, y).item(),
-        "accuracy": right.mean().item(),
-        "accuracy_macro": torch.stack(by_class).mean().item(),
-    }
+    return {name: values.item() for name, values in scores(logits.T[None], y).items()}
 
 
 def train(
@@ -141,10 +172,7 @@ def train(
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
     generator = torch.Generator().manual_seed(seed)
     optimizer = make_optimizer(model, settings)
-    total_steps = settings.max_epochs * len(batches(len(x), settings, torch.Generator()))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, total_steps, settings)
-    )
+    scheduler = make_scheduler(optimizer, len(x), settings)
     history = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # Dropout draws from the global generator
@@ -171,11 +199,8 @@ def train(
                 "train_accuracy": (right / seen).item(),
                 **evaluate(model, data.x_val, data.y_val),
             }
-            if not (math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["loss"])):
-                raise LabkitError(
-                    f"training diverged: the loss is not finite after epoch {epoch} "
-                    f"(learning_rate = {settings.learning_rate:g}); try a smaller learning_rate"
-                )
+            if failure := divergence(metrics, epoch, settings):
+                raise LabkitError(failure)
             history.append(metrics)
             if on_epoch is not None:
                 on_epoch(metrics)

@@ -1,0 +1,234 @@
+"""Stacked training against the training of each candidate alone."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labkit.data import Dataset
+from labkit.errors import LabkitError
+from labkit.models import get_model
+from labkit.multiplier import Plan, apply, initialise
+from labkit.stack import NotStackable, _Stack, train_stack, why_not_stackable
+from labkit.train import TrainSettings, batches, evaluate, train
+
+
+def double(data: Dataset) -> Dataset:
+    return replace(data, x_train=data.x_train.double(), x_val=data.x_val.double())
+
+
+def toy_plans() -> list[Plan]:
+    widths = itertools.product([8, 16, 32, 64], repeat=2)
+    return [Plan((("seq_blocks_2", a), ("seq_blocks_5", b))) for a, b in widths]
+
+
+def assert_same(stacked: nn.Module, alone: nn.Module, loose: tuple[str, ...] = ()) -> None:
+    expected = alone.state_dict()
+    for name, tensor in stacked.state_dict().items():
+        tolerance = 1e-7 if name in loose else 1e-9
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "weight_decay"), list(itertools.product(["adam", "adamw", "sgd"], [0.0, 0.01]))
+)
+def test_each_network_of_the_reports_space_ends_as_it_would_alone(
+    blobs: Dataset, optimizer: str, weight_decay: float
+) -> None:
+    data, model = double(blobs), get_model("jsc-toy").double()
+    settings = TrainSettings(
+        max_epochs=8, batch_size=32, learning_rate=1e-3, optimizer=optimizer,
+        weight_decay=weight_decay, lr_scheduler="cosine", num_warmup_steps=20,
+    )  # fmt: skip
+    plans = toy_plans()
+    seeds = [index % 3 for index in range(len(plans))]
+    biases = tuple(f"seq_blocks.{layer}.bias" for layer in (2, 5, 8))  # a BatchNorm follows
+    for trained, plan, seed in zip(
+        train_stack(model, plans, data, settings, seeds), plans, seeds, strict=True
+    ):
+        alone = initialise(apply(model, plan), seed)
+        history = train(alone, data, settings, seed=seed)
+        assert_same(trained.model, alone, biases)
+        for stacked, expected in zip(trained.history, history, strict=True):
+            assert stacked == pytest.approx(expected, abs=1e-6)
+        assert evaluate(trained.model, data.x_val, data.y_val)["accuracy"] == pytest.approx(
+            history[-1]["accuracy"], abs=1e-6
+        )
+
+
+class Residual(nn.Module):
+    """Adds, concatenates, and has an activation that is not zero at zero."""
+
+    def __init__(self, width: int = 12, other: int = 6):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, width), nn.Linear(width, width, bias=False)
+        self.norm, self.slope = nn.BatchNorm1d(width), nn.PReLU(width)
+        self.c = nn.Linear(16, other)
+        self.out = nn.Linear(width + other, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.sigmoid(self.a(x))
+        a = a + self.slope(self.norm(self.b(a)))
+        return self.out(torch.cat([a, F.softplus(self.c(x))], dim=1))
+
+
+class Convolutional(nn.Module):
+    """Images of one channel, 4 × 4, to 5 classes."""
+
+    def __init__(self, width: int = 6, other: int = 4):
+        super().__init__()
+        self.a = nn.Conv2d(1, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.depth = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.b = nn.Conv2d(width, other, 1, bias=False)
+        self.pool = nn.MaxPool2d(2)
+        self.out = nn.Linear(4 * (width + other), 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = F.relu(self.norm(self.a(x)))
+        a = a + torch.tanh(self.depth(a))
+        x = self.pool(torch.cat([a, torch.sigmoid(self.b(a))], 1))
+        return self.out(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("kind", [Residual, Convolutional])
+def test_residual_and_convolutional_networks_end_as_they_would_alone(
+    blobs: Dataset, kind: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = double(blobs)
+    if kind is Convolutional:
+        data = replace(
+            data, x_train=data.x_train.view(-1, 1, 4, 4), x_val=data.x_val.view(-1, 1, 4, 4)
+        )
+    networks = [kind(*widths).double() for widths in ((3, 7), (12, 2), (5, 5))]
+    # The plans of such networks are not this test's subject: a plan is the number of a network.
+    monkeypatch.setattr("labkit.stack.find_channels", lambda model: None)
+    monkeypatch.setattr(
+        "labkit.stack.apply", lambda model, plan, channels: kind(*plan.widths).double()
+    )
+    plans = [Plan(widths) for widths in ((3, 7), (12, 2), (5, 5))]  # type: ignore[arg-type]
+    settings = TrainSettings(max_epochs=8, batch_size=32, learning_rate=3e-3)
+    for trained, alone in zip(train_stack(networks[0], plans, data, settings, 4), networks):
+        train(initialise(alone, 4), data, settings, seed=4)
+        assert_same(trained.model, alone, ("a.bias",) if kind is Convolutional else ())
+
+
+def test_padding_stays_exactly_zero(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[_Stack] = []
+
+    class Kept(_Stack):
+        def unload(self) -> None:
+            stacks.append(self)
+
+    monkeypatch.setattr("labkit.stack._Stack", Kept)
+    settings = TrainSettings(max_epochs=3, batch_size=32, weight_decay=0.1, learning_rate=0.01)
+    train_stack(get_model("jsc-toy"), toy_plans(), blobs, settings)
+    state = stacks[0].network.state_dict()
+    padding = 0
+    for name, real in stacks[0].real.items():
+        if "running" not in name:
+            padded = state[name].reshape(real.shape)[~real]
+            assert (padded == 0).all(), name
+            padding += len(padded)
+    assert padding > 16 * 64 * 64 / 2
+
+
+def test_a_candidate_that_diverges_disturbs_no_other(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = get_model("hls4ml-jets")
+    plans = [Plan((("seq_blocks_0", w), ("seq_blocks_2", w), ("seq_blocks_4", w))) for w in (8, 9)]
+    settings = TrainSettings(max_epochs=2)
+    together = train_stack(model, plans, blobs, settings)
+
+    def spoilt(model: nn.Module, seed: int) -> nn.Module:
+        initialise(model, seed)
+        if model.seq_blocks[0].out_features == 9:
+            model.seq_blocks[0].weight.data[0, 0] = torch.nan
+        return model
+
+    monkeypatch.setattr("labkit.stack.initialise", spoilt)
+    well, ill = train_stack(model, plans, blobs, settings)
+    assert well.failure is None
+    assert well.history == together[0].history
+    for name, tensor in well.model.state_dict().items():
+        assert torch.equal(tensor, together[0].model.state_dict()[name])
+    assert ill.failure is not None
+    assert "diverged: the loss is not finite after epoch 1" in ill.failure
+    assert ill.history == []
+
+
+def test_dropout_has_the_same_distribution(blobs: Dataset) -> None:
+    model = nn.Sequential(nn.Linear(16, 40), nn.Dropout(0.5), nn.Linear(40, 5))
+    settings = TrainSettings(max_epochs=1, learning_rate=1e-9)
+    plan = Plan((("_0", 40),))
+    stacked = train_stack(model, [plan] * 40, blobs, settings)
+    losses = torch.tensor([trained.history[0]["train_loss"] for trained in stacked])
+    assert len(losses.unique()) > 30  # every candidate draws masks of its own
+    alone = [
+        train(initialise(apply(model, plan), 0), blobs, settings, seed=seed)[0]["train_loss"]
+        for seed in range(40)
+    ]
+    expected = torch.tensor(alone)
+    error = (losses.var() / 40 + expected.var() / 40).sqrt()
+    assert abs(losses.mean() - expected.mean()) < 4 * error
+
+
+def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(max_epochs=5, batch_size=32, learning_rate=0.01)
+    model, plans = get_model("jsc-toy"), toy_plans()
+
+    def accuracies() -> torch.Tensor:
+        networks = [initialise(apply(model, plan), 0) for plan in plans]
+        return torch.tensor(
+            [train(network, blobs, settings)[-1]["accuracy"] for network in networks]
+        )
+
+    alone = accuracies()
+    stacked = train_stack(model, plans, blobs, settings)
+    difference = torch.tensor([t.history[-1]["accuracy"] for t in stacked]) - alone
+
+    monkeypatch.setattr(
+        "labkit.train.batches", lambda *args: [rows.flip(0) for rows in batches(*args)]
+    )
+    control = accuracies() - alone
+    # One validation row in a hundred is the finest step: allow one beyond the control's worst.
+    assert difference.abs().max() <= control.abs().max() + 0.0101
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.LayerNorm(8), r"'_1' \(LayerNorm\) mixes channels"),
+        (nn.Softmax(dim=1), r"'_1' \(Softmax\) mixes channels"),
+        (nn.AlphaDropout(), "AlphaDropout"),
+        (nn.PReLU(), "one parameter for all channels"),
+    ],
+)
+def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
+    why = why_not_stackable(model, blobs)
+    assert why is not None
+    with pytest.raises(NotStackable, match=reason):
+        train_stack(model, [Plan((("_0", 8),))], blobs)
+    assert why_not_stackable(get_model("jsc-s"), blobs) is None
+
+
+def test_hooks_and_seeds(blobs: Dataset) -> None:
+    epochs: list[int] = []
+    steps: list[None] = []
+    settings = TrainSettings(max_epochs=2, batch_size=400)
+    train_stack(
+        get_model("jsc-toy"), toy_plans()[:3], blobs, settings,
+        on_epoch=lambda metrics: epochs.append(len(metrics)), on_step=lambda: steps.append(None),
+    )  # fmt: skip
+    assert epochs == [3, 3]
+    assert len(steps) == 4
+    with pytest.raises(LabkitError, match="seeds: expected one or 3, one a plan, got 2"):
+        train_stack(get_model("jsc-toy"), toy_plans()[:3], blobs, settings, [0, 1])
