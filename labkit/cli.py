@@ -13,6 +13,7 @@ from labkit import dashboard
 from labkit.config import load_config, with_overrides
 from labkit.errors import LabkitError
 from labkit.search import Search
+from labkit.space import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,10 +70,19 @@ def _search(arguments: argparse.Namespace) -> int:
     search = Search(config, folder=folder, storage=arguments.storage)
     setup = config.search.strategy.setup
     print(f"{config.model} on {search.data}")
+    size = count(search.space)
     print(
-        f"{search.space.n_configurations:,} configurations; "
+        f"{size}; "
         f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}, on {search.device}"
     )
+    if (
+        size.exact
+        and setup.n_trials >= size.networks
+        and setup.sampler not in ("bruteforce", "grid")
+    ):
+        print(
+            f'{setup.n_trials} trials cover all networks: sampler = "bruteforce" trains each once'
+        )
     interrupted = False
     try:
         results = search.run()

@@ -37,7 +37,7 @@ class SetupTable(_Table):
         sampler: Which of Optuna's samplers proposes; `grid` is another name of `bruteforce`.
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
-        n_jobs: Read, and has no effect: candidates train one after another.
+        n_jobs: Networks that train at once, at most: trials of one round, in one stack.
     """
 
     n_trials: int = Field(100, ge=1)
@@ -45,7 +45,7 @@ class SetupTable(_Table):
     sampler: Literal["random", "tpe", "nsgaii", "nsgaiii", "qmc", "bruteforce", "grid"] = "tpe"
     sum_scaled_metrics: bool = False
     direction: Direction | None = None
-    n_jobs: int = Field(1, ge=1)
+    n_jobs: int = Field(16, ge=1)
 
     @model_validator(mode="after")
     def _sum_has_direction(self) -> Self:

@@ -40,7 +40,9 @@ class Candidate:
         seed: Of everything that is random.
         batch_size: Of the configuration, for runners that count a batch.
         checkpoint: Weights of the original network, if the configuration names any.
-        history: What `basic_train` recorded, one dict an epoch.
+        history: What training recorded, one dict an epoch; where it is there already, the model is
+            trained, in a stack.
+        failure: Why training in a stack failed, if it did.
         on_epoch: Told each epoch's metrics, for a progress bar.
         on_step: Called before each training step; it raises where the search is to stop.
     """
@@ -53,6 +55,7 @@ class Candidate:
     batch_size: int = 256
     checkpoint: Path | None = None
     history: list[Metrics] | None = None
+    failure: str | None = None
     on_epoch: Callable[[Metrics], None] | None = None
     on_step: Callable[[], None] | None = None
 
@@ -127,21 +130,27 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
     ("loss", "accuracy", "accuracy_macro", "train_loss", "train_accuracy"),
 )
 def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
-    """Trains the candidate from fresh weights.
+    """Trains the candidate from fresh weights, unless a stack has done so.
 
     Returns:
         loss, accuracy and accuracy_macro on the validation split after the last epoch, and
         train_loss and train_accuracy over it.
+
+    Raises:
+        LabkitError: Training diverged.
     """
-    initialise(candidate.model, candidate.seed)
-    candidate.history = train(
-        candidate.model,
-        candidate.data,
-        settings,
-        seed=candidate.seed,
-        on_epoch=candidate.on_epoch,
-        on_step=candidate.on_step,
-    )
+    if candidate.failure is not None:
+        raise LabkitError(candidate.failure)
+    if candidate.history is None:
+        initialise(candidate.model, candidate.seed)
+        candidate.history = train(
+            candidate.model,
+            candidate.data,
+            settings,
+            seed=candidate.seed,
+            on_epoch=candidate.on_epoch,
+            on_step=candidate.on_step,
+        )
     return candidate.history[-1]
 
 

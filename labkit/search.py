@@ -38,8 +38,9 @@ from labkit.results import (
     write_tables,
 )
 from labkit.runners import RUNNERS, Candidate, Metrics
-from labkit.space import get_space
-from labkit.train import check_fit
+from labkit.space import get_space, networks
+from labkit.stack import NotStackable, train_stack
+from labkit.train import TrainSettings, check_fit
 
 INTERRUPTED = "interrupted"
 # What may change between two runs that continue the same study.
@@ -48,18 +49,6 @@ BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
 
 class _Stopped(Exception):  # noqa: N818 — not an error
     """Ends a run from within a training step."""
-
-
-class _BruteForceSampler(optuna.samplers.BruteForceSampler):
-    """Optuna's, which knows when all is tried but can only tell `Study.optimize`."""
-
-    exhausted = False
-
-    def after_trial(self, study: optuna.Study, *args: Any) -> None:
-        try:
-            super().after_trial(study, *args)
-        except RuntimeError:  # from study.stop(), which is for use within `optimize`
-            self.exhausted = True
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -78,7 +67,7 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True)
             case "bruteforce" | "grid":
-                return _BruteForceSampler(seed=seed)
+                return samplers.RandomSampler(seed=seed)  # networks are enqueued; see Search._ask
     raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
 
 
@@ -127,8 +116,9 @@ class Search:
         space = self.config.search.search_space
         self.space = get_space(space.name)(self.model, space.setup, space.seed)
         self.folder = None if folder is None else Path(folder)
-        if self.config.search.strategy.setup.n_jobs > 1:
-            warnings.warn("n_jobs: candidates train one after another", stacklevel=2)
+        if self.config.search.strategy.setup.sampler in ("bruteforce", "grid"):
+            self._networks = networks(self.space)
+        self._stackable = True
         self._stopping = threading.Event()
         self.study = self._open_study(storage)
 
@@ -229,11 +219,13 @@ class Search:
                     while n_done < setup.n_trials:
                         if setup.timeout and time.monotonic() - started > setup.timeout:
                             break
-                        self._run_trial(trained, bar)
-                        n_done += 1
-                        bar.update()
-                        if getattr(self.study.sampler, "exhausted", False):
+                        n_run = self._run_round(
+                            min(setup.n_jobs, setup.n_trials - n_done), trained, bar
+                        )
+                        if n_run == 0:
                             break
+                        n_done += n_run
+                        bar.update(n_run)
                 except _Stopped:
                     pass
                 finally:
@@ -306,35 +298,108 @@ class Search:
         self.study._storage.set_trial_user_attr(trial_id, "failure", reason)
         self.study.tell(number, state=TrialState.FAIL)
 
-    def _run_trial(self, trained: dict[Plan, FrozenTrial], bar: tqdm) -> None:
-        """Runs one trial and records it, whatever becomes of it."""
+    def _ask(self, n: int) -> list[optuna.Trial]:
+        """Returns at most n new trials; fewer where brute force has no more networks."""
+        if self.config.search.strategy.setup.sampler in ("bruteforce", "grid"):
+            tried = {
+                plan_of(trial)
+                for trial in self.study.get_trials(deepcopy=False)
+                if "plan" in trial.user_attrs and trial.user_attrs.get("failure") != INTERRUPTED
+            }
+            untried = [indices for plan, indices in self._networks.items() if plan not in tried]
+            for indices in untried[:n]:
+                self.study.enqueue_trial(indices)
+            n = min(n, len(untried))
+        return [self.study.ask(self.space.distributions) for _ in range(n)]
+
+    def _run_round(self, n: int, trained: dict[Plan, FrozenTrial], bar: tqdm) -> int:
+        """Runs n trials at once and records them, whatever becomes of them.
+
+        Returns:
+            How many there were.
+        """
         self._check_stop()
-        trial = self.study.ask(self.space.distributions)
-        pass_config = self.space.sampled_config(trial.params)
-        trial.set_user_attr("sampled_config", pass_config)
-        candidate = None
+        trials = self._ask(n)
+        running = {trial.number for trial in trials}
         try:
-            plan = self.space.resolve(pass_config)
-            trial.set_user_attr("plan", plan.to_dict())
-            if plan in trained:
-                self._look_up(trial, trained[plan])
-            else:
-                candidate = self._candidate(plan, bar, len(trained))
-                self._measure(trial, candidate)
-            self.study.tell(trial, self._values(trial.user_attrs["scaled_metrics"]))
+            new: dict[Plan, Candidate] = {}
+            plans: dict[int, Plan] = {}
+            for trial in trials:
+                pass_config = self.space.sampled_config(trial.params)
+                trial.set_user_attr("sampled_config", pass_config)
+                with self._failure_recorded(trial, running, bar):
+                    plan = plans[trial.number] = self.space.resolve(pass_config)
+                    trial.set_user_attr("plan", plan.to_dict())
+                    if plan not in trained and plan not in new:
+                        new[plan] = self._candidate(plan, bar, len(trained) + len(new))
+            self._train_together(list(new.values()), bar)
+            for trial in trials:
+                if trial.number not in running:
+                    continue
+                plan = plans[trial.number]
+                candidate = new.get(plan)
+                with self._failure_recorded(trial, running, bar):
+                    if plan in trained:
+                        self._look_up(trial, trained[plan])
+                    else:
+                        assert candidate is not None
+                        self._measure(trial, candidate)
+                    self.study.tell(trial, self._values(trial.user_attrs["scaled_metrics"]))
+                    running.discard(trial.number)
+                if trial.number not in running and plan not in trained and candidate is not None:
+                    finished = self.study.get_trials(deepcopy=False)[trial.number]
+                    if finished.state == TrialState.COMPLETE:
+                        trained[plan] = finished
+                        self._keep_front(finished, candidate.model)
         except (_Stopped, KeyboardInterrupt):
-            self._fail(trial.number, INTERRUPTED)
+            for number in running:
+                self._fail(number, INTERRUPTED)
             raise
-        # One bad candidate must not end a search: whatever it raised is its recorded reason.
+        return len(trials)
+
+    @contextlib.contextmanager
+    def _failure_recorded(
+        self, trial: optuna.Trial, running: set[int], bar: tqdm
+    ) -> Iterator[None]:
+        """Ends the trial where the block raises: one bad candidate must not end a search."""
+        try:
+            yield
+        except (_Stopped, KeyboardInterrupt):
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self._fail(trial.number, reason)
+            running.discard(trial.number)
             bar.write(f"trial {trial.number} failed: {reason}")
+
+    def _train_together(self, candidates: list[Candidate], bar: tqdm) -> None:
+        """Trains the candidates in one stack where it can; `basic_train` then finds them so."""
+        settings = self.config.runners("sw_runner").get("basic_train")
+        if len(candidates) < 2 or not isinstance(settings, TrainSettings) or not self._stackable:
             return
-        if candidate is not None:
-            finished = self.study.get_trials(deepcopy=False)[trial.number]
-            trained[plan] = finished
-            self._keep_front(finished, candidate.model)
+
+        def on_epoch(metrics: list[Metrics]) -> None:
+            best = max(each["accuracy"] for each in metrics)
+            bar.set_postfix_str(f"{len(metrics)} networks at once: best accuracy {best:.3f}")
+
+        plans = [candidate.plan for candidate in candidates]
+        try:
+            stacked = train_stack(
+                self.model,
+                plans,
+                self.data,
+                settings,
+                self.config.seed,
+                on_epoch=on_epoch,
+                on_step=self._check_stop,
+            )
+        except NotStackable as reason:
+            self._stackable = False
+            bar.write(f"networks train one by one: {reason}")
+            return
+        for candidate, trained in zip(candidates, stacked):
+            candidate.model, candidate.history = trained.model, trained.history
+            candidate.failure = trained.failure
 
     def _candidate(self, plan: Plan, bar: tqdm, n_trained: int) -> Candidate:
         epochs: list[Metrics] = []

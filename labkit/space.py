@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from optuna.distributions import BaseDistribution, IntDistribution
 from torch import nn
@@ -17,6 +18,7 @@ from labkit.graph import find_layer, layer_nodes, operator_name
 from labkit.multiplier import REQUEST_KEYS, SIDES, Plan, SkippedRequest, resolve
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
+MAX_ENUMERATED = 20_000  # configurations; a few seconds
 
 
 def register_space(name: str) -> Callable[[type[SearchSpaceBase]], type[SearchSpaceBase]]:
@@ -102,6 +104,66 @@ class SearchSpaceBase(ABC):
     def n_configurations(self) -> int:
         """How many configurations the space has."""
         return math.prod(len(options) for options in self.choices.values())
+
+
+class Count(NamedTuple):
+    """How large a space is.
+
+    Attributes:
+        configurations: How many configurations it has.
+        networks: How many different networks, or at most how many.
+        exact: Whether `networks` was counted; otherwise it is an upper bound.
+    """
+
+    configurations: int
+    networks: int
+    exact: bool
+
+    def __str__(self) -> str:
+        bound = "" if self.exact else "at most "
+        return f"{self.configurations:,} configurations, {bound}{self.networks:,} networks"
+
+
+def networks(space: SearchSpaceBase) -> dict[Plan, dict[str, int]]:
+    """Returns every different network of a space, with the indices of its first configuration.
+
+    Raises:
+        LabkitError: The space has more than `MAX_ENUMERATED` configurations.
+    """
+    if space.n_configurations > MAX_ENUMERATED:
+        raise LabkitError(
+            f"search.search_space: {space.n_configurations:,} configurations are too many to "
+            f"enumerate; expected at most {MAX_ENUMERATED:,}"
+        )
+    keys = list(space.distributions)
+    found: dict[Plan, dict[str, int]] = {}
+    for indices in itertools.product(*(range(len(space.choices[key])) for key in keys)):
+        chosen = dict(zip(keys, indices))
+        found.setdefault(space.resolve(space.sampled_config(chosen)), chosen)
+    return found
+
+
+def count(space: SearchSpaceBase) -> Count:
+    """Returns how many configurations and different networks a space has.
+
+    Networks are counted while the space has at most `MAX_ENUMERATED` configurations. Beyond, their
+    number is bounded by the product, over channel groups, of the widths that some layer can give.
+    """
+    configurations = space.n_configurations
+    if configurations <= MAX_ENUMERATED:
+        return Count(configurations, len(networks(space)), True)
+    widths = {group.name: {group.width} for group in space.channels.free}
+    by_layer: dict[str, list[str]] = {}
+    for key in space.choices:
+        by_layer.setdefault(key.split("/")[0], []).append(key)
+    for layer, keys in by_layer.items():
+        for indices in itertools.product(*(range(len(space.choices[key])) for key in keys)):
+            whole = space.sampled_config(dict(zip(keys, indices)))
+            alone = {key: whole[key] for key in ("by", "default", layer)}
+            for name, width in space.resolve(alone).widths:
+                widths[name].add(width)
+    bound = math.prod(len(options) for options in widths.values())
+    return Count(configurations, min(bound, configurations), False)
 
 
 @register_space("transform/linear_channel_multiplier")

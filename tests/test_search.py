@@ -2,8 +2,10 @@
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from labkit.multiplier import Plan, apply, initialise
 from labkit.plots import pareto_front
 from labkit.results import Results, pareto_trials
 from labkit.runners import RUNNERS, Candidate, Metrics, RunnerSettings, register_runner
+from labkit.stack import Trained, train_stack
 from labkit.train import TrainSettings, evaluate, train
 
 
@@ -266,17 +269,75 @@ def test_samplers_propose(tables: dict[str, Any], blobs: Dataset, sampler: str) 
 
 
 @pytest.mark.parametrize("sampler", ["bruteforce", "grid"])
-def test_bruteforce_tries_every_configuration_once_and_ends(
-    tables: dict[str, Any], blobs: Dataset, sampler: str
+def test_bruteforce_trains_every_network_once_and_ends(
+    tables: dict[str, Any], blobs: Dataset, sampler: str, trained: list[Plan], tmp_path: Path
 ) -> None:
-    seed = tables["search"]["search_space"]["seed"]
-    seed["seq_blocks_5"] = {"config": {"name": ["output_only"], "channel_multiplier": [1, 2, 4]}}
-    seed["seq_blocks_8"] = {"config": {"name": ["NA"]}}
-    tables["search"]["strategy"]["setup"] |= {"sampler": sampler, "n_trials": 100}
-    run = Search(tables, data=blobs)
-    results = run.run(progress=False)
-    assert len(results.trials) == run.space.n_configurations == 12
+    setup = tables["search"]["strategy"]["setup"]
+    setup |= {"sampler": sampler, "n_trials": 5, "n_jobs": 3}
+    Search(tables, data=blobs, folder=tmp_path).run(progress=False)
+    setup |= {"n_trials": 100, "n_jobs": 16}
+    results = Search(tables, data=blobs, folder=tmp_path).run(progress=False)
+    assert len(results.trials) == len(trained) == len(set(trained)) == 16
     assert results.trials["network"].is_unique
+
+
+def test_a_round_trains_its_networks_together(
+    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+
+    def spy(model: nn.Module, plans: list[Plan], *args: Any, **options: Any) -> list[Trained]:
+        assert len(plans) == len(set(plans))
+        rounds.append(len(plans))
+        return train_stack(model, plans, *args, **options)
+
+    monkeypatch.setattr(sys.modules["labkit.search"], "train_stack", spy)
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 40, "n_jobs": 8}
+    data = replace(blobs, x_train=blobs.x_train.double(), x_val=blobs.x_val.double())
+    run = Search(tables, model=get_model("jsc-toy").double(), data=data)
+    results = run.run(progress=False)
+    assert len(results.trials) == 40
+    assert 4 <= rounds[0] <= 8
+    assert results.networks["network"].is_unique
+    settings = TrainSettings(max_epochs=1, learning_rate=1e-2)
+    for trial in run.study.trials:
+        plan = Plan(tuple(trial.user_attrs["plan"].items()))
+        alone = initialise(apply(get_model("jsc-toy").double(), plan), 42)
+        accuracy = train(alone, data, settings, seed=42)[-1]["accuracy"]
+        assert trial.user_attrs["software_metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+        assert trial.user_attrs["trained_in"] <= trial.number
+
+
+def test_a_stop_within_a_round_ends_all_its_trials(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 12, "n_jobs": 6}
+    run = Search(tables, data=blobs, folder=tmp_path)
+
+    def stopping(*args: Any, on_step: Any, **options: Any) -> None:
+        run.stop()
+        on_step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["labkit.search"], "train_stack", stopping)
+        results = run.run(progress=False)
+    assert list(results.trials["failure"]) == ["interrupted"] * 6
+    results = search(tables, data=blobs, folder=tmp_path, progress=False)
+    assert (results.trials["state"] == "COMPLETE").sum() == 12
+
+
+def test_a_network_that_mixes_channels_trains_one_by_one(
+    tables: dict[str, Any], blobs: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables["search"]["search_space"]["seed"] = {
+        "default": {"config": {"name": ["output_only"], "channel_multiplier": [0.5, 1, 3]}}
+    }
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 6, "n_jobs": 6, "sampler": "bruteforce"}
+    model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
+    results = search(tables, model=model, data=blobs, progress=False)
+    assert len(results.networks) == 3
+    printed = "".join(capsys.readouterr())
+    assert printed.count("train one by one: '_1' (LayerNorm) mixes channels") == 1
 
 
 def test_a_sum_is_one_objective(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.models import get_model
-from labkit.space import LinearChannelMultiplierSpace, SearchSpaceBase, get_space
+from labkit.space import (
+    LinearChannelMultiplierSpace,
+    SearchSpaceBase,
+    count,
+    get_space,
+    networks,
+)
 
 
 def space_of(tables: dict[str, Any], model: str = "jsc-toy") -> SearchSpaceBase:
@@ -96,3 +102,20 @@ def test_unknown_names_are_refused(tables: dict[str, Any]) -> None:
     tables["search"]["search_space"]["setup"] = {"by": "kind"}
     with pytest.raises(LabkitError, match="setup.by: expected 'name' or 'type', got 'kind'"):
         space_of(tables)
+
+
+def test_networks_are_counted_while_they_can_be_and_bounded_beyond(
+    tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = space_of(tables)
+    assert count(space) == (3072, 16, True)
+    assert str(count(space)) == "3,072 configurations, 16 networks"
+    assert all(
+        space.resolve(space.sampled_config(indices)) == plan
+        for plan, indices in networks(space).items()
+    )
+    monkeypatch.setattr("labkit.space.MAX_ENUMERATED", 3071)
+    assert count(space) == (3072, 16, False)  # here the bound is tight
+    assert str(count(space)) == "3,072 configurations, at most 16 networks"
+    with pytest.raises(LabkitError, match="3,072 configurations are too many to enumerate"):
+        networks(space)

@@ -1,0 +1,274 @@
+"""How long one candidate takes to train, by trainer, and the report's whole search.
+
+    python benchmarks/trainers.py [--quick] [--json]
+
+All trainers run interleaved in one process (the two-process loop beside it), on the same networks
+of the report's space and the same rows; figures are medians over the repeats. Useful FLOPs are
+those of the unpadded matrix products: forward, and twice as many backward. The reference's way uses
+torchmetrics, and (b) is there only where pytorch-lightning is: `pip install pytorch-lightning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from labkit.config import load_config, to_tables
+from labkit.data import Dataset, load_data
+from labkit.models import get_model
+from labkit.multiplier import Plan, apply, initialise
+from labkit.search import Search
+from labkit.stack import train_stack
+from labkit.train import TrainSettings, evaluate, train
+
+try:
+    from torchmetrics.classification import MulticlassAccuracy
+except ImportError:  # then (a) does without, which flatters it by some 5%
+    MulticlassAccuracy = None
+
+ROOT = Path(__file__).parent.parent
+PLANS = [
+    Plan((("seq_blocks_2", a), ("seq_blocks_5", b)))
+    for a, b in itertools.product([8, 16, 32, 64], repeat=2)
+]
+# One narrow, two middling and one wide network stand for all where each is trained by itself.
+SAMPLE = [PLANS[index] for index in (0, 6, 9, 15)]
+
+
+def reference(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
+    """The reference's way: a row at a time from a Dataset, metrics and scheduler every step."""
+    loader = DataLoader(
+        TensorDataset(data.x_train, data.y_train), batch_size=settings.batch_size, shuffle=True
+    )
+    accuracy = MulticlassAccuracy(len(data.classes)) if MulticlassAccuracy else None
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    total = settings.max_epochs * len(loader)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    for _ in range(settings.max_epochs):
+        model.train()
+        for x, y in loader:
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            if accuracy is not None:
+                accuracy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            loss.item()
+        evaluate(model, data.x_val, data.y_val)
+
+
+def lightning(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
+    """PyTorch Lightning's Trainer in its usual form."""
+    import pytorch_lightning as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+            self.accuracy = MulticlassAccuracy(len(data.classes))
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            x, y = batch
+            logits = self.network(x)
+            loss = F.cross_entropy(logits, y)
+            self.log("train_loss", loss)
+            self.log("train_accuracy", self.accuracy(logits, y))
+            return loss
+
+        def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+            x, y = batch
+            self.log("loss", F.cross_entropy(self.network(x), y))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=settings.learning_rate)
+
+    trainer = pl.Trainer(
+        max_epochs=settings.max_epochs, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    splits = [(data.x_train, data.y_train, True), (data.x_val, data.y_val, False)]
+    loaders = [
+        DataLoader(TensorDataset(x, y), batch_size=settings.batch_size, shuffle=shuffle)
+        for x, y, shuffle in splits
+    ]
+    trainer.fit(Module(), *loaders)
+
+
+def plain_loop(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
+    """A good plain loop over tensors, with nothing measured in between."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    model.train()
+    for _ in range(settings.max_epochs):
+        for rows in torch.randperm(len(data.x_train)).split(settings.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.x_train[rows]), data.y_train[rows]).backward()
+            optimizer.step()
+    evaluate(model, data.x_val, data.y_val)
+
+
+def one_by_one(
+    trainer: Callable[[nn.Module, Dataset, TrainSettings], object],
+    data: Dataset,
+    settings: TrainSettings,
+) -> float:
+    """Returns seconds a candidate."""
+    start = time.perf_counter()
+    for plan in SAMPLE:
+        trainer(initialise(apply(get_model("jsc-toy"), plan), 0), data, settings)
+    return (time.perf_counter() - start) / len(SAMPLE)
+
+
+def _work(plan: Plan, data: Dataset, settings: TrainSettings) -> None:
+    torch.set_num_threads(1)
+    plain_loop(initialise(apply(get_model("jsc-toy"), plan), 0), data, settings)
+
+
+def in_two_processes(pool: Any, data: Dataset, settings: TrainSettings) -> float:
+    """Returns seconds a candidate of the plain loop in two processes of one thread."""
+    start = time.perf_counter()
+    pool.starmap(_work, [(plan, data, settings) for plan in SAMPLE], chunksize=1)
+    return (time.perf_counter() - start) / len(SAMPLE)
+
+
+def stacked(width: int, data: Dataset, settings: TrainSettings) -> float:
+    """Returns seconds a candidate in a stack; networks repeat, with other seeds, beyond 16."""
+    # A stack narrower than the space takes evenly spaced networks of it.
+    plans = PLANS[:: max(16 // width, 1)][:width] if width < 16 else PLANS * (width // 16)
+    start = time.perf_counter()
+    train_stack(get_model("jsc-toy"), plans, data, settings)
+    return (time.perf_counter() - start) / len(plans)
+
+
+def matrix_product_peak() -> float:
+    """Returns FLOP/s of a product of two 2048 × 2048 float32 matrices."""
+    a = torch.randn(2048, 2048)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times)
+
+
+def useful_flops(plans: list[Plan], data: Dataset, settings: TrainSettings) -> float:
+    """Returns the mean over networks of the FLOPs of a training's unpadded matrix products."""
+    weights = [
+        sum(m.weight.numel() for m in apply(get_model("jsc-toy"), plan).modules()
+            if isinstance(m, nn.Linear))
+        for plan in plans
+    ]  # fmt: skip
+    return 6 * statistics.mean(weights) * len(data.x_train) * settings.max_epochs
+
+
+def search_seconds(data: Dataset, settings: TrainSettings) -> float:
+    """Returns seconds of the report's search of 100 trials, end to end."""
+    tables = to_tables(load_config(ROOT / "configs" / "jsc_toy.toml"))
+    tables["search"]["strategy"]["sw_runner"]["basic_train"] |= {"max_epochs": settings.max_epochs}
+    start = time.perf_counter()
+    Search(tables, data=data).run(progress=False)
+    return time.perf_counter() - start
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Returns the figures of both tables."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    data = load_data("jsc")
+    if quick:
+        data = replace(
+            data, x_train=data.x_train[:16_000], y_train=data.y_train[:16_000],
+            x_val=data.x_val[:2_000], y_val=data.y_val[:2_000],
+        )  # fmt: skip
+    settings = TrainSettings(max_epochs=1 if quick else 2)
+    widths = [16] if quick else [1, 4, 16, 64]
+    peak = matrix_product_peak()
+    seconds: dict[str, list[float]] = {}
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        trainers: dict[str, Callable[[], float]] = {
+            "(a) the reference's way": lambda: one_by_one(reference, data, settings),
+            "(b) PyTorch Lightning": lambda: one_by_one(lightning, data, settings),
+            "(c) plain loop": lambda: one_by_one(plain_loop, data, settings),
+            "(d) plain loop, two processes": lambda: in_two_processes(pool, data, settings),
+            "(e) labkit.train": lambda: one_by_one(train, data, settings),
+        } | {
+            f"(f) labkit.stack, width {width}": lambda width=width: stacked(width, data, settings)  # type: ignore[misc]
+            for width in widths
+        }
+        if importlib.util.find_spec("pytorch_lightning") is None:
+            del trainers["(b) PyTorch Lightning"]
+        in_two_processes(pool, data, settings)  # the processes start
+        for _ in range(2 if quick else 3):
+            for name, trainer in trainers.items():
+                seconds.setdefault(name, []).append(trainer())
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    a, d = median["(a) the reference's way"], median["(d) plain loop, two processes"]
+    best = median["(f) labkit.stack, width 16"]
+    search = search_seconds(data, settings)
+    return {
+        "stack_vs_reference": a / best,
+        "stack_vs_two_process_loop": d / best,
+        "search_vs_reference": 100 * a / search,
+        "useful_share_of_peak": useful_flops(PLANS, data, settings) / best / peak,
+        "threads": torch.get_num_threads(),
+        "rows": len(data.x_train),
+        "epochs": settings.max_epochs,
+        "matrix_product_peak_gflops": peak / 1e9,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "search_seconds": search,
+        "reference_search_seconds": 100 * a,
+        "seconds": seconds,
+        "useful_gflops": {
+            name: useful_flops(PLANS if "stack" in name else SAMPLE, data, settings) / time_ / 1e9
+            for name, time_ in median.items()
+        },
+    }
+
+
+def main() -> None:
+    """Prints the tables, or with `--json` one object."""
+    parser = argparse.ArgumentParser(description="Trainers side by side.")
+    parser.add_argument("--quick", action="store_true", help="fewer rows; under 50 seconds")
+    parser.add_argument("--json", action="store_true", help="one object and nothing else")
+    arguments = parser.parse_args()
+    figures = measure(arguments.quick)
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    print(
+        f"{figures['rows']:,} rows, {figures['epochs']} epochs, {figures['threads']} threads, "
+        f"matrix products reach {figures['matrix_product_peak_gflops']:.0f} GFLOP/s\n"
+    )
+    a = statistics.median(figures["seconds"]["(a) the reference's way"])
+    print("| trainer | seconds a candidate | times (a) | useful GFLOP/s | share of peak |")
+    print("|:--|--:|--:|--:|--:|")
+    for name, times in figures["seconds"].items():
+        time_, gflops = statistics.median(times), figures["useful_gflops"][name]
+        share = gflops / figures["matrix_product_peak_gflops"]
+        print(f"| {name} | {time_:.3f} | {a / time_:.1f} | {gflops:.1f} | {share:.1%} |")
+    print(
+        f"\n| the search of 100 trials | seconds |\n|:--|--:|\n"
+        f"| (a), each trial trained: 100 × seconds a candidate | "
+        f"{figures['reference_search_seconds']:.0f} |\n"
+        f"| labkit search | {figures['search_seconds']:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
