@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.set_defaults(run=_search)
 
+    again = commands.add_parser("replicate", help="train the front's networks with more seeds")
+    again.add_argument("folder", type=Path, metavar="FOLDER")
+    again.add_argument("--seeds", type=int, metavar="N", default=5, help="of each network; 5")
+    again.set_defaults(run=_replicate)
+
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
     browse.add_argument("folder", type=Path, metavar="FOLDER")
     browse.add_argument("--port", type=int, metavar="N", help="by default a free one")
@@ -96,6 +101,12 @@ def _search(arguments: argparse.Namespace) -> int:
         print("Interrupted; the same command continues.")
         return 130
     return 0 if len(results.networks) else 1
+
+
+def _replicate(arguments: argparse.Namespace) -> int:
+    search = Search(arguments.folder / "config.toml", folder=arguments.folder)
+    print(search.replicate(arguments.seeds).best_markdown())
+    return 0
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import safetensors.torch
+import scipy.stats
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
@@ -18,7 +20,7 @@ from labkit.config import load_config
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
-from labkit.runners import load_weights
+from labkit.runners import Metrics, load_weights
 
 TRAINED, LOOKED_UP = "trained", "looked up"
 # What the report's table shows of the software metrics; the files have all of them.
@@ -43,6 +45,26 @@ def pareto_trials(study: optuna.Study) -> list[FrozenTrial]:
     return list(networks.values())
 
 
+def replicates_of(study: optuna.Study, trial: FrozenTrial) -> list[Metrics]:
+    """Returns what each replicate of a trial's network measured, by seed; later ones included."""
+    added = study.user_attrs.get("replicates", {}).get(str(trial.number))
+    return list(added or trial.user_attrs.get("replicates", []))
+
+
+def indistinguishable(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether Student's paired t-test, two-sided at 5%, finds no difference of the means.
+
+    Args:
+        a: One value a seed.
+        b: The same for the same seeds.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    # Equal differences have no spread to test against: only the difference itself counts.
+    if len(set(differences)) == 1:
+        return differences[0] == 0
+    return bool(scipy.stats.ttest_rel(a, b).pvalue >= 0.05)
+
+
 @dataclass(frozen=True)
 class Results:
     """The outcome of a search, as tables.
@@ -52,7 +74,10 @@ class Results:
             trained_in (the trial that trained this network), seconds, network (the plan in words),
             failure, and one column a metric.
         best: One row for each network on the Pareto front, with the report's columns `number`,
-            `software_metrics`, `hardware_metrics` and `scaled_metrics`, and `network`.
+            `software_metrics`, `hardware_metrics` and `scaled_metrics`, and `network`. Where the
+            networks have replicates, also `accuracy` (mean ± standard deviation) and `ties`, the
+            numbers of those on the front whose accuracy is not told from its own by Student's
+            paired t-test over the same seeds, two-sided at 5%, uncorrected for several tests.
         objectives: Metric → `"maximize"` or `"minimize"`.
         about: What every figure must say: `model`, `dataset`, `seed` and `convention`.
     """
@@ -73,6 +98,7 @@ class Results:
             [_best_row(trial) for trial in pareto_trials(study)],
             columns=["number", *_RECORDED, "network"],
         )
+        best = _with_replicates(study, best)
         attributes = study.user_attrs
         return cls(
             trials.set_index("number").astype({"trained_in": "Int64"}),
@@ -144,6 +170,31 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
 def _best_row(trial: FrozenTrial) -> dict[str, Any]:
     recorded = {column: trial.user_attrs[column] for column in _RECORDED}
     return {"number": trial.number, **recorded, "network": str(plan_of(trial))}
+
+
+def _with_replicates(study: optuna.Study, best: pd.DataFrame) -> pd.DataFrame:
+    """Adds the columns `accuracy` and `ties`, where every network has at least two replicates."""
+    values = {
+        trial.number: [metrics["accuracy"] for metrics in replicates_of(study, trial)]
+        for trial in pareto_trials(study)
+    }
+    if not values or min(map(len, values.values())) < 2:
+        return best
+    shared = min(map(len, values.values()))
+    best = best.copy()
+    best["accuracy"] = [
+        f"{statistics.fmean(values[n]):.4f} ± {statistics.stdev(values[n]):.4f}"
+        for n in best["number"]
+    ]
+    best["ties"] = [
+        [
+            other
+            for other in values
+            if other != n and indistinguishable(values[n][:shared], values[other][:shared])
+        ]
+        for n in best["number"]
+    ]
+    return best
 
 
 def write_tables(study: optuna.Study, folder: Path) -> Results:

@@ -7,9 +7,11 @@ configuration, under `sw_runner` or `hw_runner`.
 
 from __future__ import annotations
 
+import copy
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -40,8 +42,8 @@ class Candidate:
         seed: Of everything that is random.
         batch_size: Of the configuration, for runners that count a batch.
         checkpoint: Weights of the original network, if the configuration names any.
-        history: What training recorded, one dict an epoch; where it is there already, the model is
-            trained, in a stack.
+        histories: What training recorded of each replicate, one dict an epoch; where they are there
+            already, the candidate was trained in a stack. The model is that of the first.
         failure: Why training in a stack failed, if it did.
         on_epoch: Told each epoch's metrics, for a progress bar.
         on_step: Called before each training step; it raises where the search is to stop.
@@ -54,7 +56,7 @@ class Candidate:
     seed: int = 0
     batch_size: int = 256
     checkpoint: Path | None = None
-    history: list[Metrics] | None = None
+    histories: list[list[Metrics]] = field(default_factory=list)
     failure: str | None = None
     on_epoch: Callable[[Metrics], None] | None = None
     on_step: Callable[[], None] | None = None
@@ -119,9 +121,11 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
     Attributes:
         data_loader: Which split to train on; the report's configuration names it, and there is
             only one choice.
+        replicates: How often each network is trained, with the seeds from the configuration's on.
     """
 
     data_loader: Literal["train_dataloader"] = "train_dataloader"
+    replicates: int = Field(1, ge=1)
 
 
 @register_runner(
@@ -134,24 +138,39 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
 
     Returns:
         loss, accuracy and accuracy_macro on the validation split after the last epoch, and
-        train_loss and train_accuracy over it.
+        train_loss and train_accuracy over it: their means over the replicates. With several, also
+        accuracy_std, the standard deviation of the accuracy (with n - 1).
 
     Raises:
         LabkitError: Training diverged.
     """
     if candidate.failure is not None:
         raise LabkitError(candidate.failure)
-    if candidate.history is None:
-        initialise(candidate.model, candidate.seed)
-        candidate.history = train(
+    if not candidate.histories:
+        models = [
             candidate.model,
-            candidate.data,
-            settings,
-            seed=candidate.seed,
-            on_epoch=candidate.on_epoch,
-            on_step=candidate.on_step,
-        )
-    return candidate.history[-1]
+            *map(copy.deepcopy, [candidate.model] * (settings.replicates - 1)),
+        ]
+        candidate.histories = [
+            train(
+                initialise(model, seed),
+                candidate.data,
+                settings,
+                seed=seed,
+                on_epoch=candidate.on_epoch,
+                on_step=candidate.on_step,
+            )
+            for seed, model in enumerate(models, start=candidate.seed)
+        ]
+    return summary([history[-1] for history in candidate.histories])
+
+
+def summary(replicates: list[Metrics]) -> Metrics:
+    """Returns the means of the metrics of replicates; of several, also `accuracy_std`."""
+    means = {name: statistics.fmean(r[name] for r in replicates) for name in replicates[0]}
+    if len(replicates) > 1:
+        means["accuracy_std"] = statistics.stdev(r["accuracy"] for r in replicates)
+    return means
 
 
 class BasicEvaluationSettings(RunnerSettings):

@@ -34,13 +34,14 @@ from labkit.results import (
     finished_trials,
     pareto_trials,
     plan_of,
+    replicates_of,
     save_network,
     write_tables,
 )
-from labkit.runners import RUNNERS, Candidate, Metrics
+from labkit.runners import RUNNERS, BasicTrainSettings, Candidate, Metrics
 from labkit.space import get_space, networks
 from labkit.stack import NotStackable, train_stack
-from labkit.train import TrainSettings, check_fit
+from labkit.train import check_fit
 
 INTERRUPTED = "interrupted"
 # What may change between two runs that continue the same study.
@@ -375,21 +376,25 @@ class Search:
     def _train_together(self, candidates: list[Candidate], bar: tqdm) -> None:
         """Trains the candidates in one stack where it can; `basic_train` then finds them so."""
         settings = self.config.runners("sw_runner").get("basic_train")
-        if len(candidates) < 2 or not isinstance(settings, TrainSettings) or not self._stackable:
+        if not (candidates and isinstance(settings, BasicTrainSettings) and self._stackable):
             return
+        n_replicates = settings.replicates
+        if len(candidates) * n_replicates < 2:
+            return  # the plain loop is as fast
 
         def on_epoch(metrics: list[Metrics]) -> None:
             best = max(each["accuracy"] for each in metrics)
             bar.set_postfix_str(f"{len(metrics)} networks at once: best accuracy {best:.3f}")
 
-        plans = [candidate.plan for candidate in candidates]
+        plans = [candidate.plan for candidate in candidates for _ in range(n_replicates)]
+        seeds = [self.config.seed + replicate for replicate in range(n_replicates)]
         try:
             stacked = train_stack(
                 self.model,
                 plans,
                 self.data,
                 settings,
-                self.config.seed,
+                seeds * len(candidates),
                 on_epoch=on_epoch,
                 on_step=self._check_stop,
             )
@@ -397,9 +402,11 @@ class Search:
             self._stackable = False
             bar.write(f"networks train one by one: {reason}")
             return
-        for candidate, trained in zip(candidates, stacked):
-            candidate.model, candidate.history = trained.model, trained.history
-            candidate.failure = trained.failure
+        for index, candidate in enumerate(candidates):
+            own = stacked[index * n_replicates : (index + 1) * n_replicates]
+            candidate.model = own[0].model
+            candidate.histories = [trained.history for trained in own]
+            candidate.failure = next((t.failure for t in own if t.failure is not None), None)
 
     def _candidate(self, plan: Plan, bar: tqdm, n_trained: int) -> Candidate:
         epochs: list[Metrics] = []
@@ -439,8 +446,9 @@ class Search:
             "scaled_metrics",
             {name: metric.scale * measured[name] for name, metric in objectives.items()},
         )
-        if candidate.history is not None:
-            trial.set_user_attr("history", candidate.history)
+        if candidate.histories:
+            trial.set_user_attr("history", candidate.histories[0])
+            trial.set_user_attr("replicates", [history[-1] for history in candidate.histories])
 
     @staticmethod
     def _look_up(trial: optuna.Trial, twin: FrozenTrial) -> None:
@@ -448,6 +456,8 @@ class Search:
         trial.set_user_attr("source", LOOKED_UP)
         for key in ("trained_in", "software_metrics", "hardware_metrics", "scaled_metrics"):
             trial.set_user_attr(key, twin.user_attrs[key])
+        if "replicates" in twin.user_attrs:
+            trial.set_user_attr("replicates", twin.user_attrs["replicates"])
 
     def _values(self, scaled: Metrics) -> list[float]:
         if self.config.search.strategy.setup.sum_scaled_metrics:
@@ -461,6 +471,46 @@ class Search:
             if trial.number in front:
                 save_network(self.folder, trial, model)
                 drop_networks(self.folder, front)
+
+    def replicate(self, seeds: int) -> Results:
+        """Trains the networks of the front with more seeds, until each has that many.
+
+        The study's objective values stay as they were; the tables show the new means.
+
+        Args:
+            seeds: How many each network is to have, those of the search included.
+
+        Raises:
+            LabkitError: The search did not train, a training diverged, or a search is running here.
+            NotStackable: The network mixes channels.
+        """
+        settings = self.config.runners("sw_runner").get("basic_train")
+        if not isinstance(settings, BasicTrainSettings):
+            raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
+        with self._locked_folder():
+            known = {
+                trial.number: replicates_of(self.study, trial)
+                for trial in pareto_trials(self.study)
+            }
+            missing = [
+                (trial, self.config.seed + index)
+                for trial in pareto_trials(self.study)
+                for index in range(len(known[trial.number]), seeds)
+            ]
+            plans = [plan_of(trial) for trial, _ in missing]
+            stacked = (
+                train_stack(self.model, plans, self.data, settings, [seed for _, seed in missing])
+                if missing
+                else []
+            )
+            for (trial, _), trained in zip(missing, stacked):
+                if trained.failure is not None:
+                    raise LabkitError(f"trial {trial.number}: {trained.failure}")
+                known[trial.number].append(trained.history[-1])
+            earlier = self.study.user_attrs.get("replicates", {})
+            added = {str(number): replicates for number, replicates in known.items()}
+            self.study.set_user_attr("replicates", earlier | added)
+            return self._write_files()
 
     def _write_files(self) -> Results:
         if self.folder is None:

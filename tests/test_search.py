@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
@@ -22,7 +23,7 @@ from labkit.data import Dataset
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply, initialise
 from labkit.plots import pareto_front
-from labkit.results import Results, pareto_trials
+from labkit.results import Results, indistinguishable, pareto_trials
 from labkit.runners import RUNNERS, Candidate, Metrics, RunnerSettings, register_runner
 from labkit.stack import Trained, train_stack
 from labkit.train import TrainSettings, evaluate, train
@@ -478,3 +479,46 @@ def test_results_of_no_trials_are_empty_tables() -> None:
     assert results.counts().startswith("0 trials")
     assert results.front.empty
     assert TrialState.COMPLETE.name not in results.best_markdown()
+
+
+def test_replicates_are_runs_with_the_next_seeds(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    data = replace(blobs, x_train=blobs.x_train.double(), x_val=blobs.x_val.double())
+    model = get_model("jsc-toy").double()
+    table = tables["search"]["strategy"]["sw_runner"]["basic_train"]
+    table["replicates"] = 3
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 4, "n_jobs": 4}
+    run = Search(tables, model=model, data=data, folder=tmp_path)
+    results = run.run(progress=False)
+    settings = TrainSettings(max_epochs=1, learning_rate=1e-2)
+
+    def accuracies(plan: Plan, n: int) -> list[float]:
+        return [
+            train(initialise(apply(model, plan), seed), data, settings, seed=seed)[-1]["accuracy"]
+            for seed in range(42, 42 + n)
+        ]
+
+    for trial in run.study.trials:
+        alone = accuracies(Plan(tuple(trial.user_attrs["plan"].items())), 3)
+        kept = [metrics["accuracy"] for metrics in trial.user_attrs["replicates"]]
+        assert kept == pytest.approx(alone, abs=1e-6)
+        metrics = trial.user_attrs["software_metrics"]
+        assert metrics["accuracy"] == pytest.approx(np.mean(alone), abs=1e-6)
+        assert metrics["accuracy_std"] == pytest.approx(np.std(alone, ddof=1), abs=1e-6)
+    assert results.best["accuracy"].str.contains("±").all()
+
+    results = run.replicate(5)
+    for number, trial in ((n, run.study.trials[n]) for n in results.best["number"]):
+        five = accuracies(Plan(tuple(trial.user_attrs["plan"].items())), 5)
+        kept = [m["accuracy"] for m in run.study.user_attrs["replicates"][str(number)]]
+        assert kept == pytest.approx(five, abs=1e-6)
+    assert "±" in (tmp_path / "best.md").read_text()
+
+
+def test_ties_are_what_a_paired_t_test_cannot_tell_apart() -> None:
+    base = [0.70, 0.71, 0.69, 0.72, 0.70]
+    assert indistinguishable(base, base)
+    assert indistinguishable(base, [0.71, 0.70, 0.70, 0.71, 0.70])
+    shifted = [value + shift for value, shift in zip(base, [0.01, 0.011, 0.012, 0.01, 0.011])]
+    assert not indistinguishable(base, shifted)  # though the two ranges overlap
