@@ -50,6 +50,19 @@ def test_search_prints_the_reports_table(
     assert len(pd.read_csv(out / "trials.csv")) == 3
 
 
+def test_replicate_adds_seeds_to_the_front(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["search", str(config), "--trials", "3", "--out", str(out)]) == 0
+    assert "±" not in capsys.readouterr().out
+    assert main(["replicate", str(out), "--seeds", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "±" in printed
+    assert "ties" in printed
+    assert printed == (out / "best.md").read_text()
+
+
 def test_the_folder_is_named_after_the_configuration(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
