@@ -204,8 +204,13 @@ def widths_along_front(results: Results) -> go.Figure:
     return figure.update_layout(
         template=TEMPLATE,
         title=_title(results, "Widths along the front: "),
-        xaxis={"title": AXIS_TITLES.get(cost, cost), "type": "log", "tickformat": ","},
-        yaxis={"title": "channels", "type": "log", "dtick": "D1"},
+        xaxis={
+            "title": AXIS_TITLES.get(cost, cost),
+            "type": "log",
+            "dtick": "D2",
+            "tickformat": ",",
+        },
+        yaxis={"title": "channels", "type": "log", "tickvals": sorted(set(widths.stack()))},
         showlegend=True,
     )
 
@@ -278,7 +283,7 @@ def training_curves(
     return figure.update_layout(
         template=TEMPLATE,
         title=f"Training curves: {metric}",
-        xaxis={"title": "epoch"},
+        xaxis={"title": "epoch", "tickformat": "d"},
         yaxis={"title": metric},
     )
 
