@@ -216,8 +216,10 @@ class _LivePanel(ipw.VBox):
         if len(finished) != self._n_drawn:
             self._n_drawn = len(finished)
             _update(self.figure, pareto_front(results))
-            shown = results.front[[*results.objectives, "network"]]
-            self.table.value = "<h4>Best trials</h4>" + shown.to_html(float_format="{:,.4f}".format)
+            shown = results.front[[*results.objectives, "network"]].reset_index()
+            self.table.value = "<h4>Best trials</h4>" + shown.to_html(
+                index=False, float_format="{:,.4f}".format
+            )
             failures = finished["failure"].dropna()
             failures = failures[failures != INTERRUPTED]
             if len(failures):
