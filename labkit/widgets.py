@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets as ipw
 import optuna
 import plotly.graph_objects as go
+import torch
 import traitlets
 from torch import nn
 
@@ -404,6 +405,8 @@ class SearchPanel(_LivePanel):
 
     def _search_in_background(self) -> None:
         assert self._search is not None
+        # The notebook keeps a core: PyTorch's threads wait for each other, and starve without it.
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
         try:
             self._search.run(progress=False)
         except Exception as error:  # there is no other place where the user would see it
