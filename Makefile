@@ -30,6 +30,8 @@ test: .venv/installed-for-tests
 
 .venv/installed-for-tests: .venv/installed
 	$(PIP) --editable '.[test,jets]'
+	@command -v chromium google-chrome >/dev/null || apt-get install --yes --quiet chromium \
+		|| echo "Install Chromium to run the tests that need a browser; they are skipped now."
 	touch $@
 
 lock:

@@ -6,12 +6,14 @@ from labkit.models import get_model
 from labkit.multiplier import linear_multiplier_transform_pass
 from labkit.results import Results, load_best
 from labkit.search import Search, search
+from labkit.serving import dashboard
 
 __all__ = [
     "Dataset",
     "LabkitError",
     "Results",
     "Search",
+    "dashboard",
     "get_model",
     "linear_multiplier_transform_pass",
     "load_best",

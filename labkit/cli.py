@@ -9,10 +9,10 @@ from pathlib import Path
 
 import optuna
 
-from labkit import dashboard
 from labkit.config import load_config, with_overrides
 from labkit.errors import LabkitError
 from labkit.search import Search
+from labkit.serving import dashboard
 from labkit.space import count
 
 
@@ -110,8 +110,11 @@ def _replicate(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
+    browser = dashboard(arguments.folder, arguments.port)
+    print(f"{browser.link}  (Ctrl-C stops it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        dashboard.serve(arguments.folder, arguments.port)
+        browser.wait()
+    browser.stop()
     return 0
 
 

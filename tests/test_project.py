@@ -17,7 +17,7 @@ from labkit import load_best
 from labkit.cli import main
 from tests.conftest import ROOT
 
-CONDA_NAMES = {"pytorch": "torch"}
+CONDA_NAMES = {"pytorch": "torch", "python-kaleido": "kaleido"}
 
 
 @pytest.fixture(scope="module")

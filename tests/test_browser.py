@@ -1,0 +1,166 @@
+"""A browser opens JupyterLab and uses the panel, as a student would."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from tests.conftest import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    """JupyterLab on a copy of the notebooks, which it saves to."""
+    for folder in ("notebooks", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    link = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += [
+        f"--notebook-dir={tmp_path}",
+        f"--ServerApp.port={port}",
+        "--ServerApp.ip=127.0.0.1",
+    ]
+    command += ["--IdentityProvider.token="]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    settings = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path)}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{link}/api").close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((tmp_path / "server.log").read_text())
+        yield link
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def shoot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def open_notebook(page: Page, link: str, name: str) -> None:
+    page.goto(f"{link}/lab/tree/notebooks/{name}?reset")
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+    idle.wait_for(state="attached", timeout=90_000)
+    page.get_by_role("button", name="No", exact=True).click()  # no news of Jupyter
+    page.wait_for_timeout(2000)  # the kernel is idle before the widget manager is ready
+
+
+def run_all(page: Page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    page.wait_for_timeout(2000)  # the indicator is idle until the first cell begins
+    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute(
+        "data-status", "idle", timeout=120_000
+    )
+
+
+def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
+    front = panel.locator(".scatterlayer .trace:has(.js-line)")
+    point = front.locator(".points path").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(500)  # Plotly looks for what the pointer is over
+    page.mouse.down()
+    page.mouse.up()
+
+
+def press_key(page: Page, slider: str, key: str, times: int) -> None:
+    handle = page.locator(".widget-hslider", has_text=slider).locator(".noUi-handle")
+    handle.focus()
+    for _ in range(times):
+        handle.press(key)
+
+
+def test_a_search_from_the_panel(lab: str, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(30_000)
+    errors: list[str] = []
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    open_notebook(page, lab, "03_tpe_search.ipynb")
+    run_all(page)
+    panel = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Launch"))
+    panel.scroll_into_view_if_needed()
+    points = panel.locator(".scatterlayer .points path")
+    expect(panel.get_by_text("12 of 12 trials")).to_be_visible()
+    shoot(page, "1-after-run-all")
+
+    press_key(page, "Trials", "ArrowRight", 8)
+    press_key(page, "Epochs", "ArrowRight", 8)
+    panel.get_by_role("button", name="Launch").click()
+    stop = panel.get_by_role("button", name="Stop")
+    expect(stop).to_be_enabled()
+    expect(panel.get_by_text(re.compile(r"^[3-9] of 20 trials"))).to_be_visible(timeout=60_000)
+    while_running = points.count()
+    shoot(page, "2-running")
+
+    cell = page.locator(".jp-CodeCell", has_text="this cell runs while the search does").first
+    prompt = cell.locator(".jp-InputPrompt")
+    before = prompt.inner_text()
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    expect(prompt).not_to_have_text(before)
+    expect(prompt).to_have_text(re.compile(r"\[\d+\]"))
+    expect(stop).to_be_enabled()
+
+    stop.click()
+    expect(stop).to_be_disabled(timeout=3_000)
+    assert points.count() >= while_running > 0
+
+    click_a_point_of_the_front(page, panel)
+    report = panel.get_by_role("heading", name=re.compile(r"^Trial \d+"))
+    report.scroll_into_view_if_needed()
+    expect(report).to_be_visible()
+    expect(panel.get_by_text("seq_blocks_5", exact=True).last).to_be_visible()
+    shoot(page, "3-layer-report")
+
+    link = page.locator(".jp-OutputArea-output a", has_text=re.compile(r"http://127.0.0.1:\d+/"))
+    link.scroll_into_view_if_needed()
+    with page.expect_popup() as popup:
+        link.click()
+    study = popup.value
+    expect(study.get_by_text("jsc-toy").first).to_be_visible()
+    shoot(study, "4-dashboard")
+    assert errors == []

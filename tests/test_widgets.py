@@ -1,0 +1,144 @@
+"""The panels, without a browser."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from labkit import get_model, linear_multiplier_transform_pass, search
+from labkit.data import Dataset
+from labkit.errors import LabkitError
+from labkit.search import Search
+from labkit.widgets import LayerExplorer, SearchPanel, StudyPanel
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def panel(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Iterator[SearchPanel]:
+    panel = SearchPanel(tables, blobs, folder=tmp_path)
+    yield panel
+    panel.close()
+
+
+def test_explorer_links_the_sides_that_share_channels() -> None:
+    model = get_model("jsc-toy")
+    explorer = LayerExplorer(model)
+    explorer._sliders["seq_blocks_5", "output"].value = 4
+    assert explorer._sliders["seq_blocks_8", "input"].value == 4
+    assert explorer._sliders["seq_blocks_5", "input"].value == 1
+    network, _ = linear_multiplier_transform_pass(model, explorer.pass_config)
+    assert network.seq_blocks[5].out_features == 32
+    before, after = explorer.figure.data
+    i = list(after.x).index("seq_blocks_5")
+    assert (before.y[i], after.y[i]) == (8, 32)
+    assert "parameters: 327 →" in explorer.totals.value
+
+
+def test_explorer_says_what_cannot_be_met() -> None:
+    explorer = LayerExplorer(get_model("jsc-toy"))
+    explorer._sliders["seq_blocks_2", "input"].value = 2
+    assert "the width stays 16 because" in explorer._notes["seq_blocks_2", "input"].value
+    explorer._sliders["seq_blocks_2", "input"].value = 1
+    assert explorer._notes["seq_blocks_2", "input"].value == ""
+
+
+def test_controls_make_the_configuration(panel: SearchPanel) -> None:
+    panel.trials.value, panel.epochs.value, panel.learning_rate.value = 5, 3, 1e-3
+    panel.sampler.value, panel.cost.value = "random", "latency"
+    panel.multipliers["seq_blocks_5"].value = "0.5, 1"
+    strategy = panel.config.search.strategy
+    assert (strategy.setup.n_trials, strategy.setup.sampler) == (5, "random")
+    assert strategy.sw_runner["basic_train"]["max_epochs"] == 3
+    assert strategy.sw_runner["basic_train"]["learning_rate"] == pytest.approx(1e-3)
+    assert list(strategy.metrics) == ["accuracy", "latency"]
+    offered = panel.config.search.search_space.seed["seq_blocks_5"]["config"]
+    assert offered["input_multiplier"] == offered["output_multiplier"] == [0.5, 1]
+
+
+def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
+    with pytest.raises(LabkitError, match="press Launch"):
+        panel.results  # noqa: B018
+    panel.trials.value = 4
+    panel.launch.click()
+    assert panel.launch.disabled
+    wait_for(lambda: panel.stop.disabled)
+    assert panel.progress_text.value == "4 of 4 trials"
+    points = [trace for trace in panel.figure.data if trace.name in ("dominated", "Pareto front")]
+    assert sum(len(trace.x) for trace in points) == len(panel.results.networks)
+    assert "seq_blocks_2: " in panel.table.value
+
+    front = panel.figure.data[1]
+    panel._on_click(front, SimpleNamespace(point_inds=[0]), None)
+    assert panel.selected == front.customdata[0][0]
+    assert f"Trial {panel.selected}" in panel.report.value
+
+    panel.trials.value = 6
+    panel.resume.click()
+    wait_for(lambda: panel.stop.disabled)
+    assert len(panel.results.trials) == 6
+    panel.launch.click()
+    wait_for(lambda: panel.stop.disabled)
+    assert panel.folder is not None
+    assert panel.folder.name == "run-2"
+
+
+def test_stop_answers_soon_and_close_leaves_no_thread(panel: SearchPanel) -> None:
+    before = threading.active_count()
+    panel.epochs.value = 50
+    panel.trials.value = 200
+    panel.launch.click()
+    time.sleep(0.5)
+    pressed = time.monotonic()
+    panel.stop.click()
+    wait_for(lambda: panel.stop.disabled)
+    assert time.monotonic() - pressed < 2
+    panel.launch.click()
+    panel.close()
+    assert threading.active_count() == before
+
+
+def test_errors_are_said_in_words_and_escaped(panel: SearchPanel) -> None:
+    panel.multipliers["seq_blocks_5"].value = "1, <b>"
+    panel.launch.click()
+    assert "expected numbers like" in panel.message.value
+    assert "<b>" not in panel.message.value
+    assert panel.study is None
+
+
+def test_a_failed_trial_is_said(panel: SearchPanel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("<no> memory")
+
+    monkeypatch.setattr(Search, "_measure", fail)
+    panel.trials.value = 1
+    panel.launch.click()
+    wait_for(lambda: panel.stop.disabled)
+    assert "trial 0 failed: ValueError: &lt;no&gt; memory" in panel.message.value
+
+
+def test_a_study_that_someone_else_writes_is_shown_live(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    tables["search"]["strategy"]["setup"]["n_trials"] = 2
+    search(tables, data=blobs, folder=tmp_path, progress=False)
+    panel = StudyPanel(tmp_path)
+    try:
+        wait_for(lambda: panel.progress_text.value == "2 trials")
+        tables["search"]["strategy"]["setup"]["n_trials"] = 5
+        search(tables, data=blobs, folder=tmp_path, progress=False)
+        wait_for(lambda: panel.progress_text.value == "5 trials")
+        assert panel.results.about["dataset"] == "blobs"
+    finally:
+        panel.close()
+    with pytest.raises(LabkitError, match="holds no study"):
+        StudyPanel(tmp_path / "nowhere")
