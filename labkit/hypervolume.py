@@ -5,11 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from optuna._hypervolume import compute_hypervolume  # Optuna offers it only as a figure
 
 from labkit.errors import LabkitError
 from labkit.results import Results
+
+
+def dominated_volume(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> float:
+    """Returns the volume between a reference point and the points that dominate it.
+
+    The space is cut into slabs along the last axis, at the points; within a slab the dominated
+    volume has one axis fewer.
+
+    Args:
+        losses: (points, axes), what is to be minimised.
+        reference: (axes,); points that are not better than it on every axis count nothing.
+    """
+    losses = losses[(losses < reference).all(axis=1)]
+    if not len(losses):
+        return 0.0
+    if losses.shape[1] == 1:
+        return float(reference[0] - losses.min())
+    losses = losses[losses[:, -1].argsort()]
+    thickness = np.diff(losses[:, -1], append=reference[-1])
+    return sum(
+        t * dominated_volume(losses[: n + 1, :-1], reference[:-1])
+        for n, t in enumerate(thickness)
+        if t
+    )
 
 
 def hypervolume_history(
@@ -26,8 +50,8 @@ def hypervolume_history(
             default the worst that any of these searches found.
 
     Returns:
-        One row a finished trial: search, trial (from 1), seconds (that trials took so far), and
-        hypervolume, 0 to 1.
+        One row a finished trial, in the order in which they ended: search, trial (from 1), seconds
+        (that the search took so far, by the clock), and hypervolume, 0 to 1.
 
     Raises:
         LabkitError: The searches have different objectives, or no finished trial.
@@ -37,7 +61,8 @@ def hypervolume_history(
         raise LabkitError("results: the searches have different objectives")
     signs = np.array([-1 if way == "maximize" else 1 for way in objectives.values()])
     finished = {
-        name: one.trials[one.trials["state"] == "COMPLETE"] for name, one in results.items()
+        name: one.trials[one.trials["state"] == "COMPLETE"].sort_values("elapsed", kind="stable")
+        for name, one in results.items()
     }
     losses = {
         name: signs * rows[list(objectives)].to_numpy(float) for name, rows in finished.items()
@@ -51,18 +76,25 @@ def hypervolume_history(
     tables = []
     for name, rows in finished.items():
         scaled = (losses[name] - best) / scale
-        volumes = [
-            compute_hypervolume(scaled[: n + 1], np.ones(len(objectives)))
-            for n in range(len(scaled))
-        ]
         tables.append(
             pd.DataFrame(
                 {
                     "search": name,
                     "trial": range(1, len(rows) + 1),
-                    "seconds": rows["seconds"].cumsum().to_numpy(),
-                    "hypervolume": volumes,
+                    "seconds": rows["elapsed"].to_numpy(),
+                    "hypervolume": _volumes(scaled, np.ones(len(objectives))),
                 }
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def _volumes(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> list[float]:
+    """Returns the volume that the first n points dominate, for each n."""
+    front = losses[:0]
+    volumes = []
+    for point in losses:
+        if not (front <= point).all(axis=1).any():
+            front = np.vstack([front[(front < point).any(axis=1)], point])
+        volumes.append(dominated_volume(front, reference))
+    return volumes

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from labkit.multiplier import Plan, apply
 from labkit.runners import Metrics, load_weights
 
 TRAINED, LOOKED_UP = "trained", "looked up"
+INTERRUPTED = "interrupted"
 # What the report's table shows of the software metrics; the files have all of them.
 REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
 
@@ -71,8 +73,10 @@ class Results:
 
     Attributes:
         trials: One row a trial, indexed by number: state, source (`trained` or `looked up`),
-            trained_in (the trial that trained this network), seconds, network (the plan in words),
-            failure, and one column a metric.
+            trained_in (the trial that trained this network), seconds (from its start to its end;
+            the trials of a round overlap), elapsed (seconds by the clock until it ended in which
+            the search ran, interrupted trials left out), network (the plan in words), failure,
+            and one column a metric.
         best: One row for each network on the Pareto front, with the report's columns `number`,
             `software_metrics`, `hardware_metrics` and `scaled_metrics`, and `network`. Where the
             networks have replicates, also `accuracy` (mean ± standard deviation) and `ties`, the
@@ -90,10 +94,12 @@ class Results:
     @classmethod
     def from_study(cls, study: optuna.Study) -> Results:
         """Reads the tables off a study that labkit made."""
-        columns = ["number", "state", "source", "trained_in", "seconds", "network", "failure"]
+        columns = ["number", "state", "source", "trained_in", "seconds", "elapsed", "network"]
+        all_trials = study.get_trials(deepcopy=False)
+        elapsed = _elapsed(all_trials)
         trials = pd.DataFrame(
-            [_trial_row(trial) for trial in study.get_trials(deepcopy=False)]
-        ).reindex(columns=columns + _metric_names(study))
+            [_trial_row(trial) | {"elapsed": elapsed.get(trial.number)} for trial in all_trials]
+        ).reindex(columns=[*columns, "failure", *_metric_names(study)])
         best = pd.DataFrame(
             [_best_row(trial) for trial in pareto_trials(study)],
             columns=["number", *_RECORDED, "network"],
@@ -165,6 +171,28 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
         **attributes.get("software_metrics", {}),
         **attributes.get("hardware_metrics", {}),
     }
+
+
+def _elapsed(trials: Iterable[FrozenTrial]) -> dict[int, float]:
+    """Returns trial → for how many seconds, until it ended, any trial had been running."""
+    intervals = sorted(
+        (trial.datetime_start, trial.datetime_complete, trial.number)
+        for trial in trials
+        if trial.datetime_start is not None
+        and trial.datetime_complete is not None
+        # A killed search's trials are ended by the run that continues it, perhaps days later.
+        and trial.user_attrs.get("failure") != INTERRUPTED
+    )
+    elapsed = {}
+    total = timedelta()
+    latest = datetime.min
+    for start, end, number in intervals:
+        # Running time up to this trial's end: `total` reaches to `latest`, and it ran meanwhile.
+        elapsed[number] = (total + end - max(start, latest)).total_seconds()
+        if end > latest:
+            total += end - max(start, latest)
+            latest = end
+    return elapsed
 
 
 def _best_row(trial: FrozenTrial) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from labkit.models import get_model
 from labkit.multiplier import Plan, apply
 from labkit.plots import pareto_front
 from labkit.results import (
+    INTERRUPTED,
     LOOKED_UP,
     TRAINED,
     Results,
@@ -43,7 +44,6 @@ from labkit.space import get_space, networks
 from labkit.stack import NotStackable, train_stack
 from labkit.train import check_fit
 
-INTERRUPTED = "interrupted"
 # What may change between two runs that continue the same study.
 BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
 

@@ -27,8 +27,8 @@ from labkit.models import get_model
 from labkit.multiplier import SkippedRequest, apply, linear_multiplier_transform_pass
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
 from labkit.report import compare, layer_table
-from labkit.results import Results, plan_of
-from labkit.search import INTERRUPTED, Search
+from labkit.results import INTERRUPTED, Results, plan_of
+from labkit.search import Search
 from labkit.serving import open_study
 
 POLL_SECONDS = 1.0

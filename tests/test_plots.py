@@ -10,7 +10,7 @@ import pytest
 
 from labkit import plots
 from labkit.errors import LabkitError
-from labkit.hypervolume import hypervolume_history
+from labkit.hypervolume import dominated_volume, hypervolume_history
 from labkit.models import get_model
 from labkit.multiplier import linear_multiplier_transform_pass
 from labkit.report import compare
@@ -25,7 +25,7 @@ def results() -> Results:
             "number": range(5),
             "state": ["COMPLETE"] * 4 + ["FAIL"],
             "source": ["trained"] * 4 + [None],
-            "seconds": [1.0, 2.0, 3.0, 4.0, 5.0],
+            "elapsed": [1.0, 3.0, 6.0, 10.0, 15.0],
             "network": ["a: 8, b input: 8", "a: 16, b input: 8", "a: 16, b input: 4",
                         "a: 8, b input: 4", None],
             "accuracy": [0.5, 0.75, 0.6, 0.4, np.nan],
@@ -53,6 +53,27 @@ def test_hypervolumes_share_a_reference_point(results: Results) -> None:
     figure = plots.hypervolume({"tpe": results, "random": worse}, against="seconds")
     assert [trace.name for trace in figure.data] == ["tpe", "random"]
     assert list(figure.data[0].x) == [1, 3, 6, 10]
+
+
+def test_what_is_worse_than_the_reference_counts_nothing(results: Results) -> None:
+    history = hypervolume_history({"tpe": results}, reference=[0.25, 250])
+    # The box is 0.5 by 150: the second network is better than all others, and too dear.
+    assert history["hypervolume"].tolist() == pytest.approx([1 / 2] * 4)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_volume_against_random_points_of_the_box(axes: int) -> None:
+    rng = np.random.default_rng(axes)
+    losses = rng.random((12, axes)).round(1)  # with ties
+    thrown = rng.random((200_000, axes))
+    dominated = (losses[:, None] <= thrown).all(axis=2).any(axis=0).mean()
+    assert dominated_volume(losses, np.ones(axes)) == pytest.approx(dominated, abs=0.005)
+
+
+def test_volume_of_two_boxes() -> None:
+    losses = np.array([[0.0, 0, 2], [1, 1, 0], [5, 0, 0]])
+    # 4 × 4 × 2 and 3 × 3 × 4, which share 3 × 3 × 2; the last point is outside.
+    assert dominated_volume(losses, np.full(3, 4.0)) == 32 + 36 - 18
 
 
 def test_hypervolume_says_what_is_wrong(results: Results) -> None:
