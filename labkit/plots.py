@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import html
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -12,7 +14,7 @@ import plotly.io as pio
 
 from labkit.errors import LabkitError
 from labkit.hypervolume import hypervolume_history
-from labkit.results import Results
+from labkit.results import Results, widths_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart (jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -44,19 +46,17 @@ def _axes(results: Results) -> tuple[str, str]:
     return quality, cost or ("total_flops" if "total_flops" in results.trials else names[-1])
 
 
-def _subtitle(results: Results) -> str:
+def conditions(results: Results) -> str:
+    """Returns under which conditions a search measured, which every figure must say."""
     about = results.about
-    return (
-        f"{results.counts()}; seed {about.get('seed')}; "
-        f"FLOPs counted by the convention '{about.get('convention')}'"
-    )
+    return f"seed {about.get('seed')}; FLOPs counted by the convention '{about.get('convention')}'"
 
 
 def _title(results: Results, what: str = "") -> dict[str, object]:
     about = results.about
     return {
-        "text": f"{what}{about.get('model')} on {about.get('dataset')}",
-        "subtitle": {"text": _subtitle(results)},
+        "text": what + html.escape(f"{about.get('model')} on {about.get('dataset')}"),
+        "subtitle": {"text": f"{results.counts()}; {conditions(results)}"},
     }
 
 
@@ -137,7 +137,6 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
             "tickformat": ",",
         },
         yaxis={"title": AXIS_TITLES.get(quality, quality)},
-        legend={"x": 0.99, "y": 0.01, "xanchor": "right", "yanchor": "bottom"},
     )
     return figure
 
@@ -165,32 +164,30 @@ def hypervolume(
     figure = go.Figure()
     for name, history in histories.groupby("search", sort=False):
         figure.add_scatter(
-            name=str(name),
+            name=html.escape(str(name)),
             x=history[against],
             y=history["hypervolume"],
             mode="lines",
             line={"shape": "hv", "width": 2},
         )
+    one = next(iter(results.values()))
+    title = _title(one, "Hypervolume of the front: ")
+    if len(results) > 1:
+        title["subtitle"] = {"text": conditions(one)}
     return figure.update_layout(
         template=TEMPLATE,
-        title="Hypervolume of the Pareto front",
-        xaxis={"title": "trials" if against == "trial" else "seconds"},
-        yaxis={"title": "hypervolume (share of the box to the reference point)"},
-        showlegend=True,
+        title=title,
+        xaxis={"title": "trials" if against == "trial" else "seconds", "rangemode": "tozero"},
+        yaxis={"title": "share of the box to the reference point", "rangemode": "tozero"},
+        showlegend=len(results) > 1,
     )
-
-
-def _widths(network: str) -> dict[str, int]:
-    """Returns channel group → width, read off a plan in words."""
-    pairs = (pair.rpartition(": ") for pair in network.split(", "))
-    return {group: int(width) for group, _, width in pairs}
 
 
 def widths_along_front(results: Results) -> go.Figure:
     """Returns the width of each channel group for each network of the front, from cheap to dear."""
     _, cost = _axes(results)
     front = results.front.sort_values(cost)
-    widths = pd.DataFrame([_widths(network) for network in front["network"]], index=front[cost])
+    widths = pd.DataFrame([widths_of(network) for network in front["network"]], index=front[cost])
     figure = go.Figure()
     for i, group in enumerate(widths):
         figure.add_scatter(
@@ -215,6 +212,17 @@ def widths_along_front(results: Results) -> go.Figure:
     )
 
 
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna from announcing studies that are only a step of a computation."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def width_importance(results: Results) -> go.Figure:
     """Returns how much of each objective's variance each width explains, by fANOVA.
 
@@ -225,7 +233,7 @@ def width_importance(results: Results) -> go.Figure:
         LabkitError: No width differs between the networks that were trained.
     """
     networks = results.networks
-    widths = pd.DataFrame([_widths(network) for network in networks["network"]])
+    widths = pd.DataFrame([widths_of(network) for network in networks["network"]])
     varied = widths.loc[:, widths.nunique() > 1]
     if varied.empty:
         raise LabkitError("results: the importance of widths needs networks of different widths")
@@ -235,7 +243,8 @@ def width_importance(results: Results) -> go.Figure:
     }
     figure = go.Figure()
     for metric in results.objectives:
-        study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+        with _quiet_optuna():
+            study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
         for (_, row), value in zip(varied.iterrows(), networks[metric], strict=True):
             params = {group: int(row[group]) for group in distributions}
             study.add_trial(
@@ -260,30 +269,40 @@ def width_importance(results: Results) -> go.Figure:
 
 
 def training_curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str = "accuracy"
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    metric: str = "accuracy",
+    *,
+    about: str = "",
 ) -> go.Figure:
     """Returns a metric after each epoch: on training data dashed, on validation data solid.
 
     Args:
-        histories: Name of a network → what `train` returned; a study has it as the user attribute
-            `history` of a trial that trained.
+        histories: Name of a network → what `train` returned, or one of `Results.histories`.
         metric: `"accuracy"` or `"loss"`.
+        about: What the figure says of the data and the seeds.
     """
     figure = go.Figure()
     colours = pio.templates[TEMPLATE].layout.colorway
     for i, (name, history) in enumerate(histories.items()):
         for key, dash in ((metric, "solid"), (f"train_{metric}", "dash")):
             figure.add_scatter(
-                name=name if key == metric else f"{name}, training",
+                name=html.escape(name),
+                legendgroup=name,
+                showlegend=key == metric,
                 x=list(range(1, len(history) + 1)),
                 y=[epoch[key] for epoch in history],
                 mode="lines+markers",
                 line={"dash": dash, "color": colours[i % len(colours)]},
+                marker={"symbol": i},
             )
+    n_epochs = max(map(len, histories.values()))
     return figure.update_layout(
         template=TEMPLATE,
-        title=f"Training curves: {metric}",
-        xaxis={"title": "epoch", "tickformat": "d"},
+        title={
+            "text": "Training curves",
+            "subtitle": {"text": f"solid: validation data; dashed: training data. {about}"},
+        },
+        xaxis={"title": "epoch", "tick0": 0, "dtick": -(-n_epochs // 10)},
         yaxis={"title": metric},
     )
 
@@ -301,7 +320,10 @@ def layer_costs(comparison: pd.DataFrame, cost: str = "flops") -> go.Figure:
         figure.add_bar(name=when, x=layers.index, y=layers[cost, when], marker={"color": colour})
     return figure.update_layout(
         template=TEMPLATE,
-        title=f"{AXIS_TITLES.get(f'total_{cost}', cost)} of each layer",
+        title={
+            "text": f"{AXIS_TITLES.get(f'total_{cost}', cost)} of each layer",
+            "subtitle": {"text": f"counted by the convention '{comparison.attrs['convention']}'"},
+        },
         yaxis={"title": AXIS_TITLES.get(f"total_{cost}", cost)},
     )
 
@@ -321,13 +343,13 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
             y=widths[when],
             base=-widths[when] / 2,
             marker={"color": colour},
-            hovertemplate="%{x}: %{customdata} channels",
-            customdata=widths[when],
+            text=widths[when],
+            hovertemplate="%{x}: %{text} channels",
         )
     return figure.update_layout(
         template=TEMPLATE,
         title="Channels that each layer puts out",
-        yaxis={"title": "channels", "showticklabels": False},
+        yaxis={"title": "channels", "showticklabels": False, "showgrid": False},
     )
 
 

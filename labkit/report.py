@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,14 @@ from torch import nn
 from labkit.channels import find_channels
 from labkit.cost import total_cost
 from labkit.graph import layer_nodes, trace
+
+# Lines that show on a light page and on a dark one; colours are the page's.
+TABLE_STYLE = """<style>
+.labkit table {border-collapse: collapse}
+.labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
+.labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}
+.labkit tbody th {text-align: left}
+</style>"""
 
 
 def report_graph_analysis_pass(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
@@ -81,7 +90,7 @@ def compare(before: nn.Module, after: nn.Module, **cost_options: Any) -> pd.Data
 
     Returns:
         A table indexed by fx name whose columns are pairs (`in`, `out`, `parameters`, `flops`) ×
-        (`before`, `after`), and `flops` `ratio`.
+        (`before`, `after`), and `flops` `ratio`. Its `attrs` name the `convention`.
     """
     if cost_options.get("convention") == "reference":
         cost_options.setdefault("shapes_from", before)
@@ -93,4 +102,24 @@ def compare(before: nn.Module, after: nn.Module, **cost_options: Any) -> pd.Data
     joined = pd.concat(tables, axis=1).swaplevel(axis=1)
     joined["flops", "ratio"] = joined["flops", "after"] / joined["flops", "before"]
     order = [(c, when) for c in columns for when in ("before", "after")] + [("flops", "ratio")]
-    return joined[order]
+    compared = joined[order]
+    compared.attrs["convention"] = cost_options.get("convention", "inference")
+    return compared
+
+
+def html_table(table: pd.DataFrame) -> str:
+    """Returns a table for a page or a panel: whole numbers as such, others with four digits."""
+    # The name of the index goes into the corner: on its own it would take a line.
+    corner = [table.index.name, *[None] * (table.columns.nlevels - 1)]
+    table = table.set_axis(table.columns.set_names(corner), axis=1).rename_axis(index=None)
+    html = table.to_html(
+        border=0, na_rep="", formatters=[_formatter(column) for _, column in table.items()]
+    )
+    return f'{TABLE_STYLE}<div class="labkit" style="overflow-x: auto">{html}</div>'
+
+
+def _formatter(column: pd.Series) -> Callable[[Any], str]:
+    if not pd.api.types.is_numeric_dtype(column):
+        return str
+    whole = (column.dropna() % 1 == 0).all()
+    return lambda value: "" if pd.isna(value) else f"{value:,.{0 if whole else 4}f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from labkit.config import load_config
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
+from labkit.report import html_table
 from labkit.runners import Metrics, load_weights
 
 TRAINED, LOOKED_UP = "trained", "looked up"
@@ -32,6 +33,12 @@ REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
 def plan_of(trial: FrozenTrial) -> Plan:
     """Returns the plan that a trial recorded."""
     return Plan(tuple(trial.user_attrs["plan"].items()))
+
+
+def widths_of(network: str) -> dict[str, int]:
+    """Returns channel group → width, read off a plan in words."""
+    pairs = (pair.rpartition(": ") for pair in network.split(", "))
+    return {group: int(width) for group, _, width in pairs}
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -84,12 +91,14 @@ class Results:
             paired t-test over the same seeds, two-sided at 5%, uncorrected for several tests.
         objectives: Metric → `"maximize"` or `"minimize"`.
         about: What every figure must say: `model`, `dataset`, `seed` and `convention`.
+        histories: Trial that trained a network → its metrics after each epoch, by the first seed.
     """
 
     trials: pd.DataFrame
     best: pd.DataFrame
     objectives: Mapping[str, str]
     about: Mapping[str, Any]
+    histories: Mapping[int, Sequence[Metrics]] = field(default_factory=dict)
 
     @classmethod
     def from_study(cls, study: optuna.Study) -> Results:
@@ -111,6 +120,7 @@ class Results:
             best,
             attributes.get("objectives", {}),
             attributes.get("about", {}),
+            {t.number: t.user_attrs["history"] for t in all_trials if "history" in t.user_attrs},
         )
 
     @property
@@ -122,6 +132,22 @@ class Results:
     def front(self) -> pd.DataFrame:
         """The rows of `trials` that no other dominates, each network once."""
         return self.trials.loc[self.best["number"]]
+
+    def front_table(self) -> pd.DataFrame:
+        """Returns the front, cheap first: the objectives, with their spread, and each width."""
+        costs = [metric for metric, way in self.objectives.items() if way == "minimize"]
+        front = self.front.sort_values(costs) if costs else self.front
+        table = front[list(self.objectives)].copy()
+        for metric in self.objectives:
+            if metric in self.best:
+                table[metric] = self.best.set_index("number")[metric]
+            elif f"{metric}_std" in front:
+                table[metric] = [
+                    f"{mean:.4f} ± {spread:.4f}"
+                    for mean, spread in zip(front[metric], front[f"{metric}_std"])
+                ]
+        widths = [widths_of(network) for network in front["network"]]
+        return table.join(pd.DataFrame(widths, index=front.index)).rename_axis("trial")
 
     def best_markdown(self) -> str:
         """Returns the table of best trials as the report prints it."""
@@ -143,7 +169,7 @@ class Results:
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.counts()}</p>" + self.front.to_html()
+        return f"<p>{self.counts()}</p>" + html_table(self.front_table())
 
 
 _RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")

@@ -25,7 +25,7 @@ from labkit.data import Dataset, load_data
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
-from labkit.plots import pareto_front
+from labkit.page import write_page
 from labkit.results import (
     INTERRUPTED,
     LOOKED_UP,
@@ -517,7 +517,7 @@ class Search:
             return self.results()
         results = write_tables(self.study, self.folder)
         (self.folder / "config.toml").write_text(tomli_w.dumps(to_tables(self.config)))
-        pareto_front(results).write_html(self.folder / "pareto.html")
+        write_page(results, self.folder / "pareto.html")
         return results
 
 

@@ -26,7 +26,7 @@ from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import SkippedRequest, apply, linear_multiplier_transform_pass
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
-from labkit.report import compare, layer_table
+from labkit.report import compare, html_table, layer_table
 from labkit.results import INTERRUPTED, Results, plan_of
 from labkit.search import Search
 from labkit.serving import open_study
@@ -127,7 +127,7 @@ class LayerExplorer(ipw.VBox):
             f"{AXIS_TITLES.get(f'total_{name}', name)}: {before[name]:,} → <b>{after[name]:,}</b>"
             for name in ("flops", "bitops", "parameters")
         )
-        self.table.value = comparison.to_html(float_format="{:,.2f}".format)
+        self.table.value = html_table(comparison)
         _update(self.figure, network_drawing(comparison))
 
 
@@ -173,9 +173,7 @@ class _LivePanel(ipw.VBox):
         network = apply(self._model, plan_of(self.study.trials[number]))
         comparison = compare(self._model, network, **self._cost_options)
         self.selected = number
-        self.report.value = f"<h4>Trial {number}</h4>" + comparison.to_html(
-            float_format="{:,.2f}".format
-        )
+        self.report.value = f"<h4>Trial {number}</h4>" + html_table(comparison)
 
     def wait(self) -> None:
         """Blocks until nothing runs in the background; the buttons do not answer meanwhile."""
@@ -217,10 +215,7 @@ class _LivePanel(ipw.VBox):
         if len(finished) != self._n_drawn:
             self._n_drawn = len(finished)
             _update(self.figure, pareto_front(results))
-            shown = results.front[[*results.objectives, "network"]].reset_index()
-            self.table.value = "<h4>Best trials</h4>" + shown.to_html(
-                index=False, float_format="{:,.4f}".format
-            )
+            self.table.value = "<h4>Best trials</h4>" + html_table(results.front_table())
             failures = finished["failure"].dropna()
             failures = failures[failures != INTERRUPTED]
             if len(failures):

@@ -123,6 +123,13 @@ def test_training_curves() -> None:
     assert (dashed.line.dash, list(dashed.y)) == ("dash", [0.2, 0.4])
 
 
+def test_names_are_no_markup(results: Results) -> None:
+    named = replace(results, about={**results.about, "dataset": "<b>mine</b>"})
+    for figure in (plots.pareto_front(named), plots.hypervolume({"<i>one</i>": named})):
+        assert "&lt;b&gt;mine" in figure.layout.title.text
+    assert figure.data[0].name == "&lt;i&gt;one&lt;/i&gt;"
+
+
 def test_layers_before_and_after() -> None:
     model = get_model("jsc-toy")
     request = {"config": {"name": "output_only", "channel_multiplier": 4}}
