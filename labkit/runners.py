@@ -219,6 +219,14 @@ class BasicComputationsSettings(RunnerSettings):
     precision: int = Field(32, ge=1)
     batch_size: int | None = Field(None, ge=1)
 
+    def cost_options(self, batch_size: int) -> dict[str, Any]:
+        """Returns how to count, for `total_cost`, where training has this batch size."""
+        return {
+            "convention": self.convention,
+            "precision": self.precision,
+            "batch_size": self.batch_size or (1 if self.convention == "inference" else batch_size),
+        }
+
 
 @register_runner(
     "basic_computations",
@@ -227,12 +235,9 @@ class BasicComputationsSettings(RunnerSettings):
 )
 def basic_computations(candidate: Candidate, settings: BasicComputationsSettings) -> Metrics:
     """Returns total_flops, total_bitops and parameters, counted, not measured."""
-    whole_batch = settings.convention != "inference"
     cost = total_cost(
         candidate.model,
-        batch_size=settings.batch_size or (candidate.batch_size if whole_batch else 1),
-        convention=settings.convention,
-        precision=settings.precision,
+        **settings.cost_options(candidate.batch_size),
         shapes_from=candidate.original if settings.convention == "reference" else None,
         example_input=candidate.data.x_val[:1],
     )

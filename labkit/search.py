@@ -203,7 +203,6 @@ class Search:
             KeyboardInterrupt: Ctrl-C was pressed; the files are written.
         """
         setup = self.config.search.strategy.setup
-        self._stopping.clear()
         with self._locked_folder(), self._ctrl_c_stops():
             self._fail_abandoned_trials()
             trained = {
@@ -230,11 +229,12 @@ class Search:
                 except _Stopped:
                     pass
                 finally:
+                    self._stopping.clear()
                     results = self._write_files()
         return results
 
     def stop(self) -> None:
-        """Ends `run` before its next training step, from any thread."""
+        """Ends `run`, or the next one, before its next training step; from any thread."""
         self._stopping.set()
 
     def _check_stop(self) -> None:

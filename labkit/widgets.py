@@ -28,6 +28,7 @@ from labkit.multiplier import SkippedRequest, apply, linear_multiplier_transform
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
 from labkit.report import compare, html_table, layer_table
 from labkit.results import INTERRUPTED, Results, plan_of
+from labkit.runners import BasicComputationsSettings, BasicTrainSettings
 from labkit.search import Search
 from labkit.serving import open_study
 
@@ -61,6 +62,8 @@ class LayerExplorer(ipw.VBox):
     """
 
     def __init__(self, model: nn.Module, **cost_options: Any):
+        if cost_options.get("convention") == "reference":
+            cost_options.setdefault("shapes_from", model)
         self._model, self._cost_options = model, cost_options
         self._sliders: dict[tuple[str, str], ipw.FloatSlider] = {}
         self._notes: dict[tuple[str, str], ipw.HTML] = {}
@@ -207,7 +210,11 @@ class _LivePanel(ipw.VBox):
                 self._refresh(running)
             except Exception as error:  # such as a locked file: say it, and look again
                 self._say(error)
-            self._closing.wait(POLL_SECONDS if running else 0)
+            if running:
+                self._pause()
+
+    def _pause(self) -> None:
+        self._closing.wait(POLL_SECONDS)
 
     def _refresh(self, running: bool) -> None:
         results = self.results
@@ -236,7 +243,8 @@ class StudyPanel(_LivePanel):
     Args:
         folder: A results folder.
         model: The network that is searched, where the search was given a module and not a name.
-        **cost_options: As `labkit.cost.total_cost` takes them, for the layer reports.
+        **cost_options: As `labkit.cost.total_cost` takes them, for the layer reports; by default
+            the study's convention and one sample.
 
     Raises:
         LabkitError: The folder holds no study.
@@ -248,7 +256,8 @@ class StudyPanel(_LivePanel):
         close.on_click(lambda _: self.close())
         self.study = open_study(folder)
         self._model = get_model(model or self.study.user_attrs["about"]["model"])
-        self._cost_options = cost_options
+        convention = self.study.user_attrs["about"]["convention"]
+        self._cost_options = {"convention": convention or "inference"} | cost_options
         self._start(self._watch)
 
 
@@ -287,11 +296,14 @@ class SearchPanel(_LivePanel):
         self._parent = Path(folder or self._temporary.name)  # type: ignore[union-attr]
         setup = base.config.search.strategy.setup
         train = base.config.runners("sw_runner").get("basic_train")
+        epochs = getattr(train, "max_epochs", 1)
+        replicates = train.replicates if isinstance(train, BasicTrainSettings) else 1
         self.trials = _labelled(
             ipw.IntSlider, "Trials", value=setup.n_trials, min=1, max=max(200, setup.n_trials)
         )
-        self.epochs = _labelled(
-            ipw.IntSlider, "Epochs", value=getattr(train, "max_epochs", 1), min=1, max=50
+        self.epochs = _labelled(ipw.IntSlider, "Epochs", value=epochs, min=1, max=max(50, epochs))
+        self.replicates = _labelled(
+            ipw.IntSlider, "Seeds a network", value=replicates, min=1, max=max(10, replicates)
         )
         self.learning_rate = _labelled(
             ipw.FloatLogSlider, "Learning rate", min=-5, max=-1, step=0.25, readout_format=".1e",
@@ -316,12 +328,20 @@ class SearchPanel(_LivePanel):
         self.stop = ipw.Button(description="Stop", icon="stop", disabled=True)
         self.resume = ipw.Button(description="Resume", disabled=True)
         closes = ipw.Button(description="Close")
-        left = [self.trials, self.epochs, self.learning_rate, self.sampler, self.cost]
+        left = [
+            self.trials, self.epochs, self.learning_rate, self.replicates, self.sampler, self.cost
+        ]  # fmt: skip
         right = [ipw.Label("Multipliers offered for each layer"), *self.multipliers.values()]
         buttons = [self.launch, self.stop, self.resume, closes]
         super().__init__([ipw.HBox([ipw.VBox(left), ipw.VBox(right)]), ipw.HBox(buttons)])
         self._model = base.model
-        self._cost_options = {"example_input": base.data.x_val[:1]}
+        computations = base.config.runners("sw_runner").get("basic_computations")
+        if not isinstance(computations, BasicComputationsSettings):
+            computations = BasicComputationsSettings()
+        self._cost_options = {
+            **computations.cost_options(base.config.batch_size),
+            "example_input": base.data.x_val[:1],
+        }
         for button, action in zip(
             buttons, (self._on_launch, self._on_stop, self._on_resume, self.close)
         ):
@@ -337,6 +357,8 @@ class SearchPanel(_LivePanel):
         tables = copy.deepcopy(self._tables)
         strategy = tables["search"]["strategy"]
         strategy["setup"]["sampler"] = self.sampler.value
+        if "basic_train" in strategy["sw_runner"]:
+            strategy["sw_runner"]["basic_train"]["replicates"] = self.replicates.value
         for table in strategy["sw_runner"].values():
             if "learning_rate" in table or table is strategy["sw_runner"].get("basic_train"):
                 table["learning_rate"] = self.learning_rate.value
@@ -411,6 +433,9 @@ class SearchPanel(_LivePanel):
 
     def _is_running(self) -> bool:
         return self._threads[0].is_alive()
+
+    def _pause(self) -> None:
+        self._threads[0].join(POLL_SECONDS)  # the search: its end is shown at once
 
     def _refresh(self, running: bool) -> None:
         super()._refresh(running)

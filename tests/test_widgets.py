@@ -54,11 +54,13 @@ def test_explorer_says_what_cannot_be_met() -> None:
 
 def test_controls_make_the_configuration(panel: SearchPanel) -> None:
     panel.trials.value, panel.epochs.value, panel.learning_rate.value = 5, 3, 1e-3
+    panel.replicates.value = 2
     panel.sampler.value, panel.cost.value = "random", "latency"
     panel.multipliers["seq_blocks_5"].value = "0.5, 1"
     strategy = panel.config.search.strategy
     assert (strategy.setup.n_trials, strategy.setup.sampler) == (5, "random")
     assert strategy.sw_runner["basic_train"]["max_epochs"] == 3
+    assert strategy.sw_runner["basic_train"]["replicates"] == 2
     assert strategy.sw_runner["basic_train"]["learning_rate"] == pytest.approx(1e-3)
     assert list(strategy.metrics) == ["accuracy", "latency"]
     offered = panel.config.search.search_space.seed["seq_blocks_5"]["config"]
@@ -75,7 +77,7 @@ def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
     assert panel.progress_text.value == "4 of 4 trials"
     points = [trace for trace in panel.figure.data if trace.name in ("dominated", "Pareto front")]
     assert sum(len(trace.x) for trace in points) == len(panel.results.networks)
-    assert "seq_blocks_2: " in panel.table.value
+    assert "<th>seq_blocks_2</th>" in panel.table.value
 
     front = panel.figure.data[1]
     panel._on_click(front, SimpleNamespace(point_inds=[0]), None)
@@ -96,15 +98,49 @@ def test_stop_answers_soon_and_close_leaves_no_thread(panel: SearchPanel) -> Non
     before = threading.active_count()
     panel.epochs.value = 50
     panel.trials.value = 200
-    panel.launch.click()
-    time.sleep(0.5)
-    pressed = time.monotonic()
-    panel.stop.click()
-    wait_for(lambda: panel.stop.disabled)
-    assert time.monotonic() - pressed < 2
+    for delay in (0, 0.5):  # before the search has begun, and while it trains
+        panel.launch.click()
+        time.sleep(delay)
+        pressed = time.monotonic()
+        panel.stop.click()
+        wait_for(lambda: panel.stop.disabled)
+        assert time.monotonic() - pressed < 2
     panel.launch.click()
     panel.close()
     assert threading.active_count() == before
+
+
+def test_stop_is_kept_for_a_search_that_has_not_begun(
+    panel: SearchPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressed = threading.Event()
+    run = Search.run
+
+    def late(search: Search, **options: Any) -> Any:
+        pressed.wait()
+        return run(search, **options)
+
+    monkeypatch.setattr(Search, "run", late)
+    panel.launch.click()
+    panel.stop.click()
+    pressed.set()
+    wait_for(lambda: panel.stop.disabled)
+    assert panel.results.trials.empty
+
+
+def test_the_report_of_a_point_counts_as_its_search_does(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["setup"]["n_trials"] = 1
+    strategy["sw_runner"]["basic_computations"]["convention"] = "reference"
+    panel = SearchPanel(tables, blobs, folder=tmp_path)
+    panel.launch.click()
+    panel.wait()
+    panel.select(0)
+    flops = panel.results.trials["total_flops"][0]
+    panel.close()
+    assert f"<td>{flops:,.0f}</td>" in panel.report.value
 
 
 def test_errors_are_said_in_words_and_escaped(panel: SearchPanel) -> None:
