@@ -5,15 +5,21 @@ from __future__ import annotations
 import html
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import optuna
 import optuna_dashboard
+from optuna.exceptions import ExperimentalWarning
 
 from labkit.errors import LabkitError
 from labkit.results import plan_of
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 HOST = "127.0.0.1"
 
@@ -51,13 +57,12 @@ class Dashboard:
     """
 
     def __init__(self, folder: str | Path, port: int | None = None):
-        study = open_study(folder)
-        _write_notes(study)
+        notes = _Notes(open_study(folder))
         try:
             self._server = _Server((HOST, port or 0), _QuietHandler)
         except (OSError, OverflowError) as error:
             raise LabkitError(f"port: {port} cannot be used: {error}") from error
-        self._server.set_app(optuna_dashboard.wsgi(study._storage))
+        self._server.set_app(notes)
         self.link = f"http://{HOST}:{self._server.server_port}/"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -93,14 +98,35 @@ def dashboard(folder: str | Path, port: int | None = None) -> Dashboard:
     return Dashboard(folder, port)
 
 
-def _write_notes(study: optuna.Study) -> None:
-    """Gives each trial a note with its widths, which the dashboard shows; others' notes stay."""
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        for trial in study.get_trials(deepcopy=False):
+class _Notes:
+    """optuna-dashboard, which gives each new trial a note with its widths before it shows a study.
+
+    Notes that someone else has written stay.
+    """
+
+    def __init__(self, study: optuna.Study):
+        self._study = study
+        self._app = optuna_dashboard.wsgi(study._storage)
+        self._noted: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith("/api/studies/"):
+            with self._lock:
+                self._write()
+        return self._app(environ, start_response)
+
+    def _write(self) -> None:
+        for trial in self._study.get_trials(deepcopy=False):
+            # A trial has a plan before it trains, and a source once it is measured.
+            if trial.number in self._noted or "source" not in trial.user_attrs:
+                continue
             # A note on a trial is an attribute of the study, which ended trials may still get.
-            handle = optuna.Trial(study, trial._trial_id)
-            if "plan" in trial.user_attrs and not optuna_dashboard.get_note(handle):
-                widths = "\n".join(f"- `{name}`: {width}" for name, width in plan_of(trial).widths)
-                optuna_dashboard.save_note(
-                    handle, f"{trial.user_attrs.get('source')}\n\n{widths}\n"
-                )
+            handle = optuna.Trial(self._study, trial._trial_id)
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                if not optuna_dashboard.get_note(handle):
+                    widths = "\n".join(f"- `{name}`: {n}" for name, n in plan_of(trial).widths)
+                    optuna_dashboard.save_note(
+                        handle, f"{trial.user_attrs['source']}\n\n{widths}\n"
+                    )
+            self._noted.add(trial.number)

@@ -1,5 +1,6 @@
 """The dashboard, as Python code starts it."""
 
+import json
 import socket
 import urllib.request
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 import labkit
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.serving import open_study
+
+
+def notes(link: str) -> list[str]:
+    """What the dashboard's page gets as the notes of the only study's trials."""
+    with urllib.request.urlopen(f"{link}api/studies/1?after=0") as answer:
+        study = json.load(answer)
+    assert study["objective_names"] == ["accuracy", "total_flops"]
+    return [trial["note"]["body"] for trial in study["trials"]]
 
 
 def test_the_dashboard_shows_names_and_widths_and_frees_its_port(
@@ -21,11 +29,11 @@ def test_the_dashboard_shows_names_and_widths_and_frees_its_port(
     dashboard = labkit.dashboard(tmp_path)
     assert dashboard.link.startswith("http://127.0.0.1:")
     assert f'<iframe src="{dashboard.link}"' in dashboard._repr_html_()
-    study_id = open_study(tmp_path)._study_id
-    with urllib.request.urlopen(f"{dashboard.link}api/studies/{study_id}?after=0") as answer:
-        shown = answer.read().decode()
-    assert "- `seq_blocks_2`: " in shown
-    assert "total_flops" in shown
+    assert len(notes(dashboard.link)) == 2
+    tables["search"]["strategy"]["setup"]["n_trials"] = 3  # while the dashboard is open
+    labkit.search(tables, data=blobs, folder=tmp_path, progress=False)
+    assert len(notes(dashboard.link)) == 3
+    assert all("- `seq_blocks_2`: " in note for note in notes(dashboard.link))
     dashboard.stop()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(dashboard.link.split(":")[-1][:-1]))) != 0
