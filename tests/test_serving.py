@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def test_the_dashboard_shows_names_and_widths_and_frees_its_port(
     assert len(notes(dashboard.link)) == 2
     tables["search"]["strategy"]["setup"]["n_trials"] = 3  # while the dashboard is open
     labkit.search(tables, data=blobs, folder=tmp_path, progress=False)
+    deadline = time.monotonic() + 20  # it looks at the study every two seconds
+    while len(notes(dashboard.link)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert len(notes(dashboard.link)) == 3
     assert all("- `seq_blocks_2`: " in note for note in notes(dashboard.link))
     dashboard.stop()
