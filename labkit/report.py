@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -112,14 +111,13 @@ def html_table(table: pd.DataFrame) -> str:
     # The name of the index goes into the corner: on its own it would take a line.
     corner = [table.index.name, *[None] * (table.columns.nlevels - 1)]
     table = table.set_axis(table.columns.set_names(corner), axis=1).rename_axis(index=None)
-    html = table.to_html(
-        border=0, na_rep="", formatters=[_formatter(column) for _, column in table.items()]
-    )
+    html = table.apply(_as_text).to_html(border=0)
     return f'{TABLE_STYLE}<div class="labkit" style="overflow-x: auto">{html}</div>'
 
 
-def _formatter(column: pd.Series) -> Callable[[Any], str]:
+def _as_text(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_numeric_dtype(column):
-        return str
-    whole = (column.dropna() % 1 == 0).all()
-    return lambda value: "" if pd.isna(value) else f"{value:,.{0 if whole else 4}f}"
+        return column.astype(object).fillna("")
+    digits = 0 if (column.dropna() % 1 == 0).all() else 4
+    shown = ["" if pd.isna(value) else f"{value:,.{digits}f}" for value in column]
+    return pd.Series(shown, column.index, dtype=object)

@@ -35,11 +35,17 @@ from labkit.serving import open_study
 POLL_SECONDS = 1.0
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "bruteforce")
-_WIDE = {"description_width": "9em"}
 
 
 def _labelled(kind: type[ipw.Widget], description: str, **options: Any) -> ipw.Widget:
-    return kind(description=description, style=_WIDE, layout=ipw.Layout(width="28em"), **options)
+    # Names of layers may be long: what does not fit is in the tooltip.
+    return kind(
+        description=description,
+        tooltip=description,
+        style={"description_width": "13em"},
+        layout=ipw.Layout(width="32em"),
+        **options,
+    )
 
 
 def _update(figure: go.FigureWidget, new: go.Figure) -> None:
@@ -47,7 +53,8 @@ def _update(figure: go.FigureWidget, new: go.Figure) -> None:
     with figure.batch_update():
         for trace, fresh in zip(figure.data, new.data, strict=True):
             trace.update(fresh.to_plotly_json())
-        figure.update_layout(new.layout)
+        layout = new.layout.to_plotly_json()
+        figure.update_layout({key: layout[key] for key in layout if key != "template"})  # slow
 
 
 class LayerExplorer(ipw.VBox):
@@ -71,6 +78,7 @@ class LayerExplorer(ipw.VBox):
         channels = find_channels(model)
         rows = []
         first_of: dict[str, ipw.FloatSlider] = {}
+        last_of: dict[str, ipw.FloatSlider] = {}
         for layer in channels.inputs:
             for side, group, layers in (
                 ("input", channels.inputs[layer], channels.inputs[layer].readers),
@@ -86,9 +94,10 @@ class LayerExplorer(ipw.VBox):
                 rows.append(ipw.HBox([slider, note]))
                 if group.name in first_of:
                     traitlets.link((first_of[group.name], "value"), (slider, "value"))
-                else:
-                    first_of[group.name] = slider
-                    slider.observe(self._redraw, "value")
+                first_of.setdefault(group.name, slider)
+                last_of[group.name] = slider
+        for slider in last_of.values():  # when it has moved, all that are linked have
+            slider.observe(self._redraw, "value")
         self.figure = go.FigureWidget(network_drawing(compare(model, model, **cost_options)))
         self._redraw()
         super().__init__([*rows, self.totals, self.figure, self.table])
@@ -99,8 +108,8 @@ class LayerExplorer(ipw.VBox):
         config: dict[str, Any] = {"by": "name", "default": {"config": {"name": "NA"}}}
         wanted: dict[str, dict[str, float]] = {}
         for (layer, side), slider in self._sliders.items():
-            if slider.value != 1:
-                wanted.setdefault(layer, {})[side] = slider.value
+            if (multiplier := round(slider.value, 2)) != 1:  # the browser's 1 is 0.99…9
+                wanted.setdefault(layer, {})[side] = multiplier
         for layer, sides in wanted.items():
             name = "both" if len(sides) == 2 else f"{next(iter(sides))}_only"
             config[layer] = {
@@ -150,7 +159,7 @@ class _LivePanel(ipw.VBox):
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self.message, self.table, self.report = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.progress = ipw.IntProgress(description="Trials", style=_WIDE)
+        self.progress = _labelled(ipw.IntProgress, "Trials")
         self.progress_text = ipw.Label()
         self.figure = go.FigureWidget(layout={"template": TEMPLATE, "height": 450})
         for _ in range(3):  # as many as a front has

@@ -113,12 +113,47 @@ def press_key(page: Page, slider: str, key: str, times: int) -> None:
         handle.press(key)
 
 
-def test_a_search_from_the_panel(lab: str, browser: Browser) -> None:
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that must not cause an error in the browser's console."""
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(30_000)
     errors: list[str] = []
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    assert errors == []
+
+
+def darken(page: Page) -> None:
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.locator(".lm-Menu-item", has_text="Theme").first.hover()
+    page.locator(".lm-Menu-item", has_text="JupyterLab Dark").last.click()
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    page.wait_for_timeout(2000)  # Jupyter covers the page while it changes
+
+
+def test_the_sliders_of_a_network(lab: str, page: Page) -> None:
+    open_notebook(page, lab, "01_channel_multiplier.ipynb")
+    run_all(page)
+    explorer = page.locator(".jp-OutputArea-output", has=page.locator(".widget-hslider"))
+    explorer.scroll_into_view_if_needed()
+    expect(explorer.get_by_text("parameters: 327 → 327")).to_be_visible()
+    press_key(page, "seq_blocks_5 output", "ArrowRight", 4)
+    expect(explorer.get_by_text("parameters: 327 → 455")).to_be_visible()
+    press_key(page, "seq_blocks_2 input", "ArrowRight", 1)
+    expect(explorer.get_by_text("the width stays 16 because")).to_be_visible()
+    shoot(page, "5-explorer")
+    page.keyboard.press("Tab")  # to its number, which can be typed
+    page.keyboard.press("Tab")
+    focused = page.locator(".widget-hslider:has(:focus)")
+    expect(focused).to_contain_text("seq_blocks_2 output")  # the next one down
+    darken(page)
+    explorer.locator(".labkit table").scroll_into_view_if_needed()
+    shoot(page, "6-explorer-dark")
+
+
+def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     open_notebook(page, lab, "03_tpe_search.ipynb")
     run_all(page)
     panel = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Launch"))
@@ -163,4 +198,3 @@ def test_a_search_from_the_panel(lab: str, browser: Browser) -> None:
     study = popup.value
     expect(study.get_by_text("jsc-toy").first).to_be_visible()
     shoot(study, "4-dashboard")
-    assert errors == []

@@ -69,7 +69,10 @@ def test_the_front_is_read_from_cheap_to_dear_with_its_spread_and_widths() -> No
 
 
 def test_tables_for_pages() -> None:
-    table = pd.DataFrame({"whole": [1234.0, None], "part": [0.5, 2], "name": ["<b>", ""]})
-    shown = html_table(table)
+    table = pd.DataFrame({"whole": [1234.0, None], "part": [0.5, 2], "name": ["<b>", None]})
+    shown = html_table(table.astype({"whole": "Int64"}))
+    assert "NA" not in shown
+    assert "None" not in shown
+    assert html_table(table.head(0)).count("<td>") == 0
     for cell in ("1,234", "", "0.5000", "2.0000", "&lt;b&gt;"):
         assert f"<td>{cell}</td>" in shown

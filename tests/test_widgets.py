@@ -33,6 +33,7 @@ def panel(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Iterator[Se
 def test_explorer_links_the_sides_that_share_channels() -> None:
     model = get_model("jsc-toy")
     explorer = LayerExplorer(model)
+    explorer._sliders["seq_blocks_5", "output"].value = 2
     explorer._sliders["seq_blocks_5", "output"].value = 4
     assert explorer._sliders["seq_blocks_8", "input"].value == 4
     assert explorer._sliders["seq_blocks_5", "input"].value == 1
@@ -41,7 +42,9 @@ def test_explorer_links_the_sides_that_share_channels() -> None:
     before, after = explorer.figure.data
     i = list(after.x).index("seq_blocks_5")
     assert (before.y[i], after.y[i]) == (8, 32)
-    assert "parameters: 327 →" in explorer.totals.value
+    assert "parameters: 327 → <b>711</b>" in explorer.totals.value
+    explorer._sliders["seq_blocks_8", "input"].value = 2  # the other way round
+    assert "parameters: 327 → <b>455</b>" in explorer.totals.value
 
 
 def test_explorer_says_what_cannot_be_met() -> None:
