@@ -158,7 +158,7 @@ def train_stack(
                 losses.sum().backward()  # each candidate's loss reaches its own weights only
                 optimizer.step()
                 scheduler.step()
-                right = (logits.detach().argmax(dim=1) == labels).sum(dim=1)
+                right = (logits.detach().max(dim=1).indices == labels).sum(dim=1)
                 # Summed as tensors: reading a number would wait for the device every step.
                 sums += torch.stack([losses.detach() * rows.shape[1], right])
             metrics = {
@@ -226,6 +226,67 @@ class _Linear(nn.Module):
         if self.bias is None:
             return torch.bmm(self.weight, x)
         return torch.baddbmm(self.bias[:, :, None], self.weight, x)
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalises each channel of `[candidates, channels, rows]` over the rows, scales and shifts.
+
+    The rows are the last axis, so this is PyTorch's layer normalisation, whose kernels are several
+    times faster than those of batch normalisation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        normal, mean, rstd = torch.native_layer_norm(x, x.shape[2:], None, None, eps)
+        ctx.save_for_backward(x, weight, normal, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+        return torch.addcmul(bias[..., None], normal, weight[..., None]), mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        x, weight, normal, mean, rstd = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+                grad, x, x.shape[2:], mean, rstd, None, None, [True, False, False]
+            )
+            grad_x *= weight[..., None]
+        grad_weight = torch.linalg.vecdot(grad, normal)
+        return grad_x, grad_weight, grad.sum(dim=2), None
+
+
+class _BatchNorm(nn.Module):
+    """`nn.BatchNorm1d` for each candidate: `[candidates, channels, rows]`.
+
+    Args:
+        module: One candidate's layer.
+        tensors: Its parameters and buffers, of all candidates: `[candidates, channels]`.
+    """
+
+    def __init__(self, module: nn.BatchNorm1d, tensors: dict[str, Any]):
+        super().__init__()
+        self.eps, self.momentum = module.eps, module.momentum
+        self.weight, self.bias = tensors["weight"], tensors["bias"]
+        self.register_buffer("running_mean", tensors["running_mean"])
+        self.register_buffer("running_var", tensors["running_var"])
+        self.register_buffer("num_batches_tracked", module.num_batches_tracked)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - scale * self.running_mean
+            return torch.addcmul(shift[..., None], x, scale[..., None])
+        y, mean, rstd = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            rows = x.shape[2]
+            variance = (rstd.squeeze(2) ** -2 - self.eps) * (rows / (rows - 1))
+            self.running_mean.lerp_(mean.squeeze(2), self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+            self.num_batches_tracked += 1
+        return y
 
 
 class _Stack:
@@ -362,13 +423,26 @@ class _Stack:
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             raise NotStackable(f"{describe(node)} has one parameter for all channels")
 
+        by_rows = isinstance(module, nn.BatchNorm1d) and not before.spatial
+        if by_rows and (None in (module.weight, module.running_mean, module.momentum)):
+            raise NotStackable(f"{describe(node)} has no weights or no running statistics")
+
         def build() -> nn.Module:
+            tensors = {
+                name: self.load(node, name, before.real, folded=not by_rows)
+                for name in ("weight", "bias", "running_mean", "running_var")
+                if getattr(module, name, None) is not None
+            }
+            if by_rows:
+                return _BatchNorm(module, tensors)
             layer = copy.deepcopy(module)
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                if getattr(module, name, None) is not None:
-                    setattr(layer, name, self.load(node, name, before.real, folded=True))
+            for name, tensor in tensors.items():
+                setattr(layer, name, tensor)
             return layer
 
+        if by_rows:
+            self.layer(node, build, before, before)
+            return
         stacked = self.node[source]
         if not before.spatial:
             self.node[source] = self.call(_fold, stacked)

@@ -101,7 +101,7 @@ def scores(logits: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
         logits: `[networks, classes, rows]`.
         y: int64 `[rows]`.
     """
-    right = (logits.argmax(dim=1) == y).double()
+    right = (logits.max(dim=1).indices == y).double()  # much faster than argmax
     by_class = [right[:, y == label].mean(dim=1) for label in y.unique()]
     losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
     return {
@@ -192,7 +192,7 @@ def train(
                 scheduler.step()
                 # Summed as tensors: reading a number here would wait for the device every step.
                 loss_sum = loss_sum + loss.detach() * len(rows)
-                right = right + (logits.argmax(dim=1) == labels).sum()
+                right = right + (logits.max(dim=1).indices == labels).sum()
                 seen += len(rows)
             metrics = {
                 "train_loss": (loss_sum / seen).item(),
