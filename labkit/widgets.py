@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import sys
 import tempfile
 import threading
 import time
@@ -433,6 +434,8 @@ class SearchPanel(_LivePanel):
         assert self._search is not None
         # The notebook keeps a core: PyTorch's threads wait for each other, and starve without it.
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        # A cell that computes hands Python's lock over ten times as often: Stop answers soon.
+        sys.setswitchinterval(0.0005)
         try:
             self._search.run(progress=False)
         except Exception as error:  # there is no other place where the user would see it

@@ -163,11 +163,11 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     shoot(page, "1-after-run-all")
 
     press_key(page, "Trials", "ArrowRight", 8)
-    press_key(page, "Epochs", "ArrowRight", 8)
+    press_key(page, "Epochs", "End", 1)
     panel.get_by_role("button", name="Launch").click()
     stop = panel.get_by_role("button", name="Stop")
     expect(stop).to_be_enabled()
-    expect(panel.get_by_text(re.compile(r"^[3-9] of 20 trials"))).to_be_visible(timeout=60_000)
+    expect(panel.get_by_text(re.compile(r"^(4|8|12) of 20 trials"))).to_be_visible(timeout=60_000)
     while_running = points.count()
     shoot(page, "2-running")
 
@@ -180,8 +180,16 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     expect(prompt).to_have_text(re.compile(r"\[\d+\]"))
     expect(stop).to_be_enabled()
 
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Home")
+    page.keyboard.insert_text(
+        "import time; end = time.time() + 10\nwhile time.time() < end: pass\n"
+    )
+    page.keyboard.press("Control+Enter")
+    expect(prompt).to_have_text("[*]:")
     stop.click()
     expect(stop).to_be_disabled(timeout=3_000)
+    expect(prompt).to_have_text("[*]:")  # Stop did not wait for the cell
     assert points.count() >= while_running > 0
 
     click_a_point_of_the_front(page, panel)
@@ -196,5 +204,10 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     with page.expect_popup() as popup:
         link.click()
     study = popup.value
-    expect(study.get_by_text("jsc-toy").first).to_be_visible()
+    study.get_by_text("jsc-toy").first.click()
+    front = study.locator(".js-plotly-plot", has_text="accuracy").first
+    expect(front.locator(".points path").first).to_be_visible()
     shoot(study, "4-dashboard")
+    study.goto(re.sub("studies/(\\d+).*", r"studies/\1/trials", study.url))
+    expect(study.get_by_text("seq_blocks_2").first).to_be_visible()
+    shoot(study, "7-dashboard-trials")
