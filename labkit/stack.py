@@ -263,16 +263,21 @@ class _BatchNorm(nn.Module):
 
     Args:
         module: One candidate's layer.
+        momentum: Its momentum.
         tensors: Its parameters and buffers, of all candidates: `[candidates, channels]`.
     """
 
-    def __init__(self, module: nn.BatchNorm1d, tensors: dict[str, Any]):
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
+    def __init__(self, module: nn.BatchNorm1d, momentum: float, tensors: dict[str, Any]):
         super().__init__()
-        self.eps, self.momentum = module.eps, module.momentum
+        self.eps, self.momentum = module.eps, momentum
         self.weight, self.bias = tensors["weight"], tensors["bias"]
         self.register_buffer("running_mean", tensors["running_mean"])
         self.register_buffer("running_var", tensors["running_var"])
-        self.register_buffer("num_batches_tracked", module.num_batches_tracked)
+        self.register_buffer("num_batches_tracked", copy.deepcopy(module.num_batches_tracked))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -351,6 +356,8 @@ class _Stack:
             self.visit_linear(node, module, inputs[0])
         elif isinstance(module, CONVOLUTIONS) and known:
             self.visit_convolution(node, module, inputs[0])
+        elif isinstance(module, nn.BatchNorm1d) and known and not self.channels[inputs[0]].spatial:
+            self.visit_batch_norm(node, module, inputs[0])
         elif isinstance(module, CHANNELWISE) and known:
             self.visit_channelwise(node, module, inputs[0])
         elif isinstance(module, nn.Flatten) or node.target in RESHAPES:
@@ -423,26 +430,13 @@ class _Stack:
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             raise NotStackable(f"{describe(node)} has one parameter for all channels")
 
-        by_rows = isinstance(module, nn.BatchNorm1d) and not before.spatial
-        if by_rows and (None in (module.weight, module.running_mean, module.momentum)):
-            raise NotStackable(f"{describe(node)} has no weights or no running statistics")
-
         def build() -> nn.Module:
-            tensors = {
-                name: self.load(node, name, before.real, folded=not by_rows)
-                for name in ("weight", "bias", "running_mean", "running_var")
-                if getattr(module, name, None) is not None
-            }
-            if by_rows:
-                return _BatchNorm(module, tensors)
             layer = copy.deepcopy(module)
-            for name, tensor in tensors.items():
-                setattr(layer, name, tensor)
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                if getattr(module, name, None) is not None:
+                    setattr(layer, name, self.load(node, name, before.real, folded=True))
             return layer
 
-        if by_rows:
-            self.layer(node, build, before, before)
-            return
         stacked = self.node[source]
         if not before.spatial:
             self.node[source] = self.call(_fold, stacked)
@@ -450,6 +444,18 @@ class _Stack:
         if not before.spatial:
             self.node[source] = stacked
             self.node[node] = self.call(_unfold, self.node[node], self.size)
+
+    def visit_batch_norm(self, node: Node, module: nn.BatchNorm1d, source: Node) -> None:
+        before, momentum = self.channels[source], module.momentum
+        if module.weight is None or module.running_mean is None or momentum is None:
+            raise NotStackable(f"{describe(node)} has no weights or no moving statistics")
+
+        def build() -> nn.Module:
+            names = ("weight", "bias", "running_mean", "running_var")
+            tensors = {name: self.load(node, name, before.real) for name in names}
+            return _BatchNorm(module, momentum, tensors)
+
+        self.layer(node, build, before, before)
 
     def visit_reshape(self, node: Node, source: Node) -> None:
         before = self.channels[source]
