@@ -105,7 +105,16 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def _replicate(arguments: argparse.Namespace) -> int:
     search = Search(arguments.folder / "config.toml", folder=arguments.folder)
-    print(search.replicate(arguments.seeds).best_markdown())
+    interrupted = False
+    try:
+        results = search.replicate(arguments.seeds)
+    except KeyboardInterrupt:
+        interrupted = True
+        results = search.results()
+    print(results.best_markdown())
+    if interrupted:
+        print("Interrupted; the same command continues.")
+        return 130
     return 0
 
 

@@ -22,7 +22,7 @@ from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
 from labkit.report import html_table
-from labkit.runners import Metrics, load_weights
+from labkit.runners import Metrics, load_weights, summary
 
 TRAINED, LOOKED_UP = "trained", "looked up"
 INTERRUPTED = "interrupted"
@@ -107,7 +107,10 @@ class Results:
         all_trials = study.get_trials(deepcopy=False)
         elapsed = _elapsed(all_trials)
         trials = pd.DataFrame(
-            [_trial_row(trial) | {"elapsed": elapsed.get(trial.number)} for trial in all_trials]
+            [
+                _trial_row(study, trial) | {"elapsed": elapsed.get(trial.number)}
+                for trial in all_trials
+            ]
         ).reindex(columns=[*columns, "failure", *_metric_names(study)])
         best = pd.DataFrame(
             [_best_row(trial) for trial in pareto_trials(study)],
@@ -184,8 +187,9 @@ def _metric_names(study: optuna.Study) -> list[str]:
     return list(names | dict.fromkeys(study.user_attrs.get("objectives", {})))
 
 
-def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
+def _trial_row(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     attributes = trial.user_attrs
+    replicates = replicates_of(study, trial)
     return {
         "number": trial.number,
         "state": trial.state.name,
@@ -195,6 +199,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "network": str(plan_of(trial)) if "plan" in attributes else None,
         "failure": attributes.get("failure"),
         **attributes.get("software_metrics", {}),
+        **(summary(replicates) if replicates else {}),
         **attributes.get("hardware_metrics", {}),
     }
 

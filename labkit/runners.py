@@ -39,7 +39,7 @@ class Candidate:
         original: The network before the transform.
         plan: The widths.
         data: What to train and validate on.
-        seed: Of everything that is random.
+        seeds: What to train with: one a replicate.
         batch_size: Of the configuration, for runners that count a batch.
         checkpoint: Weights of the original network, if the configuration names any.
         histories: What training recorded of each replicate, one dict an epoch; where they are there
@@ -53,7 +53,7 @@ class Candidate:
     original: nn.Module
     plan: Plan
     data: Dataset
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     batch_size: int = 256
     checkpoint: Path | None = None
     histories: list[list[Metrics]] = field(default_factory=list)
@@ -147,10 +147,8 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
     if candidate.failure is not None:
         raise LabkitError(candidate.failure)
     if not candidate.histories:
-        models = [
-            candidate.model,
-            *map(copy.deepcopy, [candidate.model] * (settings.replicates - 1)),
-        ]
+        others = [copy.deepcopy(candidate.model) for _ in candidate.seeds[1:]]
+        models = [candidate.model, *others]
         candidate.histories = [
             train(
                 initialise(model, seed),
@@ -160,7 +158,7 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
                 on_epoch=candidate.on_epoch,
                 on_step=candidate.on_step,
             )
-            for seed, model in enumerate(models, start=candidate.seed)
+            for seed, model in zip(candidate.seeds, models)
         ]
     return summary([history[-1] for history in candidate.histories])
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ from labkit.results import (
     save_network,
     write_tables,
 )
-from labkit.runners import RUNNERS, BasicTrainSettings, Candidate, Metrics
-from labkit.space import get_space, networks
-from labkit.stack import NotStackable, train_stack
+from labkit.runners import RUNNERS, BasicTrainSettings, Candidate, Metrics, basic_train
+from labkit.space import MAX_ENUMERATED, get_space, networks
+from labkit.stack import NotStackable, Trained, stack_width, train_stack
 from labkit.train import check_fit
 
 # What may change between two runs that continue the same study.
@@ -117,8 +118,11 @@ class Search:
         space = self.config.search.search_space
         self.space = get_space(space.name)(self.model, space.setup, space.seed)
         self.folder = None if folder is None else Path(folder)
-        if self.config.search.strategy.setup.sampler in ("bruteforce", "grid"):
+        self._networks: dict[Plan, dict[str, int]] = {}  # of the space, where they can be listed
+        every_network = self.config.search.strategy.setup.sampler in ("bruteforce", "grid")
+        if every_network or self.space.n_configurations <= MAX_ENUMERATED:
             self._networks = networks(self.space)
+        self._ready: dict[Plan, Candidate] = {}  # trained along with others; see _rest_of_space
         self._stackable = True
         self._stopping = threading.Event()
         self.study = self._open_study(storage)
@@ -331,9 +335,19 @@ class Search:
                 with self._failure_recorded(trial, running, bar):
                     plan = plans[trial.number] = self.space.resolve(pass_config)
                     trial.set_user_attr("plan", plan.to_dict())
-                    if plan not in trained and plan not in new:
-                        new[plan] = self._candidate(plan, bar, len(trained) + len(new))
-            self._train_together(list(new.values()), bar)
+                    if plan in self._ready:
+                        new[plan] = self._ready.pop(plan)
+                    elif plan not in trained and plan not in new:
+                        new[plan] = self._candidate(
+                            plan, self._seeds, bar, f"network {len(trained) + len(new) + 1}"
+                        )
+            untrained = [candidate for candidate in new.values() if not candidate.histories]
+            if untrained:
+                rest = self._rest_of_space(new.keys() | trained.keys(), len(untrained), n)
+                others = [self._candidate(plan, self._seeds, bar, str(plan)) for plan in rest]
+                self._train_together([*untrained, *others], bar)
+                # What did not train in a stack waits for a trial of its own.
+                self._ready |= {other.plan: other for other in others if other.histories}
             for trial in trials:
                 if trial.number not in running:
                     continue
@@ -373,56 +387,84 @@ class Search:
             running.discard(trial.number)
             bar.write(f"trial {trial.number} failed: {reason}")
 
+    def _rest_of_space(self, known: Set[Plan], n_untrained: int, n_running: int) -> list[Plan]:
+        """Returns all other networks of the space, where they may as well train now.
+
+        That is, where they fit into the stack beside the untrained ones of this round, which makes
+        them nearly free, and the trials left over are enough to meet them.
+        """
+        rest = [plan for plan in self._networks if plan not in known]
+        setup = self.config.search.strategy.setup
+        trials_left = setup.n_trials - self._n_done() - n_running
+        return rest if len(rest) <= min(setup.n_jobs - n_untrained, trials_left) else []
+
     def _train_together(self, candidates: list[Candidate], bar: tqdm) -> None:
-        """Trains the candidates in one stack where it can; `basic_train` then finds them so."""
-        settings = self.config.runners("sw_runner").get("basic_train")
-        if not (candidates and isinstance(settings, BasicTrainSettings) and self._stackable):
-            return
-        n_replicates = settings.replicates
-        if len(candidates) * n_replicates < 2:
-            return  # the plain loop is as fast
+        """Trains the candidates in stacks where it can; `basic_train` then finds them so."""
+        settings = self._train_settings
+        runs = [(candidate.plan, seed) for candidate in candidates for seed in candidate.seeds]
+        if settings is None or not self._stackable or len(runs) < 2:
+            return  # a single one is as fast by the plain loop
 
         def on_epoch(metrics: list[Metrics]) -> None:
             best = max(each["accuracy"] for each in metrics)
             bar.set_postfix_str(f"{len(metrics)} networks at once: best accuracy {best:.3f}")
 
-        plans = [candidate.plan for candidate in candidates for _ in range(n_replicates)]
-        seeds = [self.config.seed + replicate for replicate in range(n_replicates)]
+        plans, seeds = zip(*runs)
+        stacked: list[Trained] = []
         try:
-            stacked = train_stack(
-                self.model,
-                plans,
-                self.data,
-                settings,
-                seeds * len(candidates),
-                on_epoch=on_epoch,
-                on_step=self._check_stop,
-            )
+            width = stack_width(self.model, plans, self.data, settings)
+            for start in range(0, len(runs), width):
+                stacked += train_stack(
+                    self.model,
+                    plans[start : start + width],
+                    self.data,
+                    settings,
+                    seeds[start : start + width],
+                    on_epoch=on_epoch,
+                    on_step=self._check_stop,
+                )
+        except _Stopped:
+            raise
         except NotStackable as reason:
             self._stackable = False
             bar.write(f"networks train one by one: {reason}")
             return
-        for index, candidate in enumerate(candidates):
-            own = stacked[index * n_replicates : (index + 1) * n_replicates]
+        except (
+            Exception
+        ) as error:  # of one network, or out of memory: alone, each says what is wrong
+            bar.write(f"{len(runs)} networks train one by one: {type(error).__name__}: {error}")
+            return
+        remaining = iter(stacked)
+        for candidate in candidates:
+            own = list(itertools.islice(remaining, len(candidate.seeds)))
             candidate.model = own[0].model
             candidate.histories = [trained.history for trained in own]
             candidate.failure = next((t.failure for t in own if t.failure is not None), None)
 
-    def _candidate(self, plan: Plan, bar: tqdm, n_trained: int) -> Candidate:
+    @property
+    def _train_settings(self) -> BasicTrainSettings | None:
+        settings = self.config.runners("sw_runner").get("basic_train")
+        return settings if isinstance(settings, BasicTrainSettings) else None
+
+    @property
+    def _seeds(self) -> range:
+        """The seeds that each network is trained with."""
+        replicates = self._train_settings.replicates if self._train_settings else 1
+        return range(self.config.seed, self.config.seed + replicates)
+
+    def _candidate(self, plan: Plan, seeds: Iterable[int], bar: tqdm, name: str) -> Candidate:
         epochs: list[Metrics] = []
 
         def on_epoch(metrics: Metrics) -> None:
             epochs.append(metrics)
-            bar.set_postfix_str(
-                f"network {n_trained + 1}, epoch {len(epochs)}: accuracy {metrics['accuracy']:.3f}"
-            )
+            bar.set_postfix_str(f"{name}, epoch {len(epochs)}: accuracy {metrics['accuracy']:.3f}")
 
         return Candidate(
             model=apply(self.model, plan, channels=self.space.channels).to(self.device),
             original=self.model,
             plan=plan,
             data=self.data,
-            seed=self.config.seed,
+            seeds=tuple(seeds),
             batch_size=self.config.batch_size,
             checkpoint=self.config.load_name,
             on_epoch=on_epoch,
@@ -472,45 +514,65 @@ class Search:
                 save_network(self.folder, trial, model)
                 drop_networks(self.folder, front)
 
-    def replicate(self, seeds: int) -> Results:
+    def replicate(self, seeds: int, *, progress: bool = True) -> Results:
         """Trains the networks of the front with more seeds, until each has that many.
 
-        The study's objective values stay as they were; the tables show the new means.
+        The study's objective values stay as they were; the tables and figures show the new means.
+        Where training diverges with a seed, the network keeps the replicates before it, and the
+        progress bar says so. Ctrl-C and `stop` keep what is finished, as in `run`.
 
         Args:
             seeds: How many each network is to have, those of the search included.
+            progress: Show a progress bar.
 
         Raises:
-            LabkitError: The search did not train, a training diverged, or a search is running here.
-            NotStackable: The network mixes channels.
+            LabkitError: The search did not train, or a search is running here.
+            KeyboardInterrupt: Ctrl-C was pressed; the files are written.
         """
-        settings = self.config.runners("sw_runner").get("basic_train")
-        if not isinstance(settings, BasicTrainSettings):
+        settings = self._train_settings
+        if settings is None:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
-        with self._locked_folder():
-            known = {
-                trial.number: replicates_of(self.study, trial)
-                for trial in pareto_trials(self.study)
-            }
+        with self._locked_folder(), self._ctrl_c_stops():
+            front = pareto_trials(self.study)
+            replicates = {trial.number: replicates_of(self.study, trial) for trial in front}
             missing = [
                 (trial, self.config.seed + index)
-                for trial in pareto_trials(self.study)
-                for index in range(len(known[trial.number]), seeds)
+                for trial in front
+                for index in range(len(replicates[trial.number]), seeds)
             ]
-            plans = [plan_of(trial) for trial, _ in missing]
-            stacked = (
-                train_stack(self.model, plans, self.data, settings, [seed for _, seed in missing])
-                if missing
-                else []
-            )
-            for (trial, _), trained in zip(missing, stacked):
-                if trained.failure is not None:
-                    raise LabkitError(f"trial {trial.number}: {trained.failure}")
-                known[trial.number].append(trained.history[-1])
-            earlier = self.study.user_attrs.get("replicates", {})
-            added = {str(number): replicates for number, replicates in known.items()}
-            self.study.set_user_attr("replicates", earlier | added)
-            return self._write_files()
+            diverged = set()
+            n_jobs = self.config.search.strategy.setup.n_jobs
+            with tqdm(total=len(missing), disable=not progress, unit="network") as bar:
+                try:
+                    for start in range(0, len(missing), n_jobs):
+                        batch = missing[start : start + n_jobs]
+                        candidates = [
+                            self._candidate(plan_of(trial), [seed], bar, f"trial {trial.number}")
+                            for trial, seed in batch
+                        ]
+                        self._train_together(candidates, bar)
+                        for (trial, seed), candidate in zip(batch, candidates):
+                            try:
+                                metrics = basic_train(candidate, settings)
+                            except LabkitError as error:
+                                diverged.add(trial.number)
+                                bar.write(f"trial {trial.number}, seed {seed}: {error}")
+                            # Tests pair replicates by their place, so none may be skipped.
+                            if trial.number not in diverged:
+                                replicates[trial.number].append(metrics)
+                            bar.update()
+                except _Stopped:
+                    pass
+                finally:
+                    self._stopping.clear()
+                    self._record_replicates(replicates)
+                    results = self._write_files()
+        return results
+
+    def _record_replicates(self, replicates: Mapping[int, list[Metrics]]) -> None:
+        earlier = self.study.user_attrs.get("replicates", {})
+        added = {str(number): metrics for number, metrics in replicates.items()}
+        self.study.set_user_attr("replicates", earlier | added)
 
     def _write_files(self) -> Results:
         if self.folder is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -124,6 +125,7 @@ class Count(NamedTuple):
         return f"{self.configurations:,} configurations, {bound}{self.networks:,} networks"
 
 
+@functools.lru_cache(maxsize=1)  # the search lists them, and so does whoever counts its space
 def networks(space: SearchSpaceBase) -> dict[Plan, dict[str, int]]:
     """Returns every different network of a space, with the indices of its first configuration.
 

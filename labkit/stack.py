@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,6 +44,7 @@ from labkit.train import (
     make_optimizer,
     make_scheduler,
     scores,
+    stops_early,
 )
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -110,7 +112,7 @@ def train_stack(
         settings: By default `TrainSettings()`.
         seeds: Of each candidate, or one for all. Equal seeds share the order of the rows, which is
             faster.
-        on_epoch: Called after every epoch with the metrics of every candidate.
+        on_epoch: Called after every epoch with the metrics of every candidate that still trains.
         on_step: Called before every step; what it raises ends the training.
 
     Returns:
@@ -133,6 +135,7 @@ def train_stack(
     stack = _Stack(candidates, data.x_val[:2])
     network = stack.network.to(data.x_train.device)
     trained = [Trained(candidate) for candidate in candidates]
+    running = list(range(len(candidates)))
 
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
     distinct = list(dict.fromkeys(seeds))
@@ -167,15 +170,52 @@ def train_stack(
             }
             columns = {name: values.tolist() for name, values in metrics.items()}
             latest = [dict(zip(columns, values)) for values in zip(*columns.values())]
-            for candidate, values in zip(trained, latest):
-                if candidate.failure is None:
-                    candidate.failure = divergence(values, epoch, settings)
-                if candidate.failure is None:
-                    candidate.history.append(values)
             if on_epoch is not None:
-                on_epoch(latest)
-    stack.unload()
+                on_epoch([latest[index] for index in running])
+            for index in tuple(running):
+                candidate = trained[index]
+                candidate.failure = divergence(latest[index], epoch, settings)
+                if candidate.failure is None:
+                    candidate.history.append(latest[index])
+                if candidate.failure is not None or stops_early(candidate.history, settings):
+                    stack.unload(index)
+                    running.remove(index)
+            if not running:
+                break
+    for index in running:
+        stack.unload(index)
     return trained
+
+
+def stack_width(
+    model: nn.Module, plans: Sequence[Plan], data: Dataset, settings: TrainSettings
+) -> int:
+    """Returns how many of these candidates may train in one stack, from memory: at least 1.
+
+    A stack may take half of what is free on the device of the data. What it takes a candidate is
+    measured on one that has every group's largest width, as all have in the stack: the tensors that
+    one step keeps for its backward pass, twice, since gradients are as large; its parameters with
+    gradients and two moments; and the logits of the validation split.
+    """
+    groups = zip(*(plan.widths for plan in plans))
+    widest = apply(model, Plan(tuple(max(group, key=lambda pair: pair[1]) for group in groups)))
+    widest = widest.to(data.x_train.device).train()
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        widest(data.x_train[: settings.batch_size])
+    parameters = sum(parameter.nbytes for parameter in widest.parameters())
+    logits = 4 * len(data.x_val) * len(data.classes)
+    if data.x_train.is_cuda:
+        free, _ = torch.cuda.mem_get_info(data.x_train.device)
+    else:
+        free = psutil.virtual_memory().available
+    return max(free // 2 // (2 * kept + 4 * parameters + 4 * logits), 1)
 
 
 def why_not_stackable(model: nn.Module, data: Dataset) -> str | None:
@@ -231,31 +271,36 @@ class _Linear(nn.Module):
 class _Normalise(torch.autograd.Function):
     """Normalises each channel of `[candidates, channels, rows]` over the rows, scales and shifts.
 
-    The rows are the last axis, so this is PyTorch's layer normalisation, whose kernels are several
-    times faster than those of batch normalisation.
+    PyTorch has no kernel for this layout; its batch normalisation is several times slower on it
+    than these few passes over the memory, and so is `addcmul` where it broadcasts.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        normal, mean, rstd = torch.native_layer_norm(x, x.shape[2:], None, None, eps)
-        ctx.save_for_backward(x, weight, normal, mean, rstd)
-        ctx.mark_non_differentiable(mean, rstd)
-        return torch.addcmul(bias[..., None], normal, weight[..., None]), mean, rstd
+        mean = x.mean(dim=2)
+        centred = x - mean[..., None]
+        variance = torch.linalg.vecdot(centred, centred) / x.shape[2]
+        rstd = (variance + eps).rsqrt()
+        ctx.save_for_backward(centred, rstd, weight)
+        ctx.mark_non_differentiable(mean, variance)
+        y = centred * (rstd * weight)[..., None]
+        return y.add_(bias[..., None]), mean, variance
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x, weight, normal, mean, rstd = ctx.saved_tensors
-        grad = grads[0].contiguous()
+        centred, rstd, weight = ctx.saved_tensors
+        grad = grads[0]
+        grad_bias = grad.sum(dim=2)
+        grad_weight = torch.linalg.vecdot(grad, centred) * rstd
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
-                grad, x, x.shape[2:], mean, rstd, None, None, [True, False, False]
-            )
-            grad_x *= weight[..., None]
-        grad_weight = torch.linalg.vecdot(grad, normal)
-        return grad_x, grad_weight, grad.sum(dim=2), None
+            # grad less its mean and its part along `centred`, which the normalisation removes
+            rows = centred.shape[2]
+            grad_x = grad - centred * (rstd * grad_weight / rows)[..., None]
+            grad_x.sub_((grad_bias / rows)[..., None]).mul_((rstd * weight)[..., None])
+        return grad_x, grad_weight, grad_bias, None
 
 
 class _BatchNorm(nn.Module):
@@ -284,12 +329,11 @@ class _BatchNorm(nn.Module):
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = self.bias - scale * self.running_mean
             return torch.addcmul(shift[..., None], x, scale[..., None])
-        y, mean, rstd = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             rows = x.shape[2]
-            variance = (rstd.squeeze(2) ** -2 - self.eps) * (rows / (rows - 1))
-            self.running_mean.lerp_(mean.squeeze(2), self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
             self.num_batches_tracked += 1
         return y
 
@@ -573,17 +617,16 @@ class _Stack:
         return x.transpose(0, 1).flatten(1, 2).contiguous()
 
     @torch.no_grad()
-    def unload(self) -> None:
-        """Copies the weights of the stack back to the candidates."""
+    def unload(self, index: int) -> None:
+        """Copies a candidate's weights from the stack back to the candidate."""
         stacked = self.network.state_dict()
-        for index, candidate in enumerate(self.candidates):
-            for name, tensor in candidate.state_dict().items():
-                if name in self.real:
-                    real = self.real[name]
-                    padded = stacked[name].reshape(*real.shape, *tensor.shape[real.ndim - 1 :])
-                    tensor.copy_(padded[index][real[index]].reshape(tensor.shape))
-                elif name in stacked:  # a count of batches
-                    tensor.copy_(stacked[name])
+        for name, tensor in self.candidates[index].state_dict().items():
+            if name in self.real:
+                real = self.real[name]
+                padded = stacked[name].reshape(*real.shape, *tensor.shape[real.ndim - 1 :])
+                tensor.copy_(padded[index][real[index]].reshape(tensor.shape))
+            elif name in stacked:  # a count of batches
+                tensor.copy_(stacked[name])
 
 
 def _outer(out: torch.Tensor, in_: torch.Tensor) -> torch.Tensor:

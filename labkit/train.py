@@ -30,6 +30,8 @@ class TrainSettings(BaseModel):
             the last step along a `linear` ramp or half a `cosine`.
         num_warmup_steps: Steps in which the learning rate rises linearly from 0.
         num_samples: Use at most this many training rows; `None` uses all.
+        patience: End the training after this many epochs in which the validation loss did not fall
+            below its lowest; the weights stay those of the last epoch. `None` never ends it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class TrainSettings(BaseModel):
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     num_warmup_steps: int = Field(0, ge=0)
     num_samples: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -119,6 +122,13 @@ def divergence(metrics: dict[str, float], epoch: int, settings: TrainSettings) -
         f"training diverged: the loss is not finite after epoch {epoch} "
         f"(learning_rate = {settings.learning_rate:g}); try a smaller learning_rate"
     )
+
+
+def stops_early(history: list[dict[str, float]], settings: TrainSettings) -> bool:
+    """Returns whether a training with this history, an entry an epoch, has lost its patience."""
+    losses = [metrics["loss"] for metrics in history]
+    since_best = len(losses) - 1 - losses.index(min(losses))
+    return settings.patience is not None and since_best >= settings.patience
 
 
 @torch.no_grad()
@@ -204,6 +214,8 @@ def train(
             history.append(metrics)
             if on_epoch is not None:
                 on_epoch(metrics)
+            if stops_early(history, settings):
+                break
     return history
 
 

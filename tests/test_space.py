@@ -114,6 +114,7 @@ def test_networks_are_counted_while_they_can_be_and_bounded_beyond(
         space.resolve(space.sampled_config(indices)) == plan
         for plan, indices in networks(space).items()
     )
+    networks.cache_clear()
     monkeypatch.setattr("labkit.space.MAX_ENUMERATED", 3071)
     assert count(space) == (3072, 16, False)  # here the bound is tight
     assert str(count(space)) == "3,072 configurations, at most 16 networks"

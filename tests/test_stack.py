@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply, initialise
-from labkit.stack import NotStackable, _Stack, train_stack, why_not_stackable
+from labkit.stack import NotStackable, _Stack, stack_width, train_stack, why_not_stackable
 from labkit.train import TrainSettings, batches, evaluate, train
 
 
@@ -121,8 +122,9 @@ def test_padding_stays_exactly_zero(blobs: Dataset, monkeypatch: pytest.MonkeyPa
     stacks: list[_Stack] = []
 
     class Kept(_Stack):
-        def unload(self) -> None:
-            stacks.append(self)
+        def unload(self, index: int) -> None:
+            if index == 0:
+                stacks.append(self)
 
     monkeypatch.setattr("labkit.stack._Stack", Kept)
     settings = TrainSettings(max_epochs=3, batch_size=32, weight_decay=0.1, learning_rate=0.01)
@@ -232,3 +234,38 @@ def test_hooks_and_seeds(blobs: Dataset) -> None:
     assert len(steps) == 4
     with pytest.raises(LabkitError, match="seeds: expected one or 3, one a plan, got 2"):
         train_stack(get_model("jsc-toy"), toy_plans()[:3], blobs, settings, [0, 1])
+
+
+def test_patience_ends_each_training_where_it_would_end_alone(blobs: Dataset) -> None:
+    data = double(blobs)
+    model = get_model("jsc-toy").double()
+    settings = TrainSettings(max_epochs=12, batch_size=32, learning_rate=0.05, patience=1)
+    stacked = train_stack(model, toy_plans()[:8], data, settings)
+    lengths = {len(trained.history) for trained in stacked}
+    assert len(lengths) > 1  # or nothing would be tested
+    assert max(lengths) <= 12
+    for plan, trained in zip(toy_plans(), stacked):
+        alone = initialise(apply(model, plan), 0)
+        history = train(alone, data, settings)
+        assert len(history) == len(trained.history)
+        for name, tensor in alone.state_dict().items():
+            torch.testing.assert_close(
+                trained.model.state_dict()[name], tensor, rtol=0, atol=1e-7, msg=name
+            )
+        losses = [metrics["loss"] for metrics in history]
+        assert len(losses) == 12 or losses[-1] >= min(losses[:-1])
+
+
+def test_the_width_of_a_stack_is_what_half_the_free_memory_holds(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def width(free: int) -> int:
+        monkeypatch.setattr(
+            "labkit.stack.psutil.virtual_memory", lambda: SimpleNamespace(available=free)
+        )
+        return stack_width(get_model("jsc-toy"), toy_plans(), blobs, TrainSettings(batch_size=64))
+
+    assert width(0) == 1
+    assert width(2**31) == pytest.approx(2 * width(2**30), rel=0.01)
+    # The activations of the widest network, at least: 16 + 3 · 64 + 2 · 64 + 5 channels.
+    assert 1 < width(2**30) < 2**29 / (64 * 4 * (16 + 5 * 64))
