@@ -3,15 +3,18 @@
 Every elementary arithmetic operation counts 1, and so does a multiply-accumulate. With `n` the
 number of elements that a layer puts out:
 
-| layer              | forward                           | backward    |
-|--------------------|-----------------------------------|-------------|
-| Linear             | n · in_features (no bias)         | 2 × forward |
-| Conv               | n · in/groups · kernel (no bias)  | 2 × forward |
-| BatchNorm and kin  | 4 · n (subtract, scale, and affine)| 4 · n      |
-| activation, add, … | n                                 | n           |
-| Dropout, Flatten, …| 0                                 | 0           |
+| layer              | forward                              | backward    |
+|--------------------|--------------------------------------|-------------|
+| Linear             | n · in_features (no bias)            | 2 × forward |
+| Conv               | n · in/groups · kernel (no bias)     | 2 × forward |
+| ConvTranspose      | inputs · out/groups · kernel         | 2 × forward |
+| BatchNorm and kin  | 4 · n (subtract, scale, and affine)  | 4 · n       |
+| activation, add, … | n                                    | n           |
+| pooling, mean      | inputs                               | inputs      |
+| Dropout, reshaping | 0                                    | 0           |
 
-These are the report's rules (they reproduce its published figures). The conventions differ in what
+Those for the layers of the report's networks are the report's rules (they reproduce its published
+figures); the others go on in their spirit. The conventions differ in what
 they add up:
 
 - `inference`: forward, the shapes that the network has. The default.
@@ -26,32 +29,46 @@ precision for the others.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from labkit.channels import (
+    BATCH_NORMS,
+    CHANNEL_DROPOUTS,
     CHANNELWISE_MODULES,
+    CONVOLUTIONS,
     ELEMENTWISE_MODULES,
+    INSTANCE_NORMS,
+    POOLING_FUNCTIONS,
+    POOLING_MODULES,
     SHAPE_PRESERVING_FUNCTIONS,
     SHAPE_PRESERVING_METHODS,
+    SOFTMAX_MODULES,
+    TRANSPOSED_CONVOLUTIONS,
 )
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import describe, trace
+from labkit.graph import Example, describe, example_input_for, is_shape, trace
 
 CONVENTIONS = ("inference", "training", "reference")
 
-MATMUL_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
-FREE_MODULES = (nn.Identity, nn.Dropout, nn.AlphaDropout, nn.Flatten, nn.Unflatten)
-FREE_NAMES = {"dropout", "flatten", "view", "reshape", "size", "contiguous", "getattr", "getitem"}
+MATMUL_MODULES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
+NORM_MODULES = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+ACTIVATION_MODULES = (*ELEMENTWISE_MODULES, *CHANNELWISE_MODULES, *SOFTMAX_MODULES)
+REDUCTIONS = {"mean", "sum", "amax", "amin"}
+FREE_MODULES = (
+    nn.Identity, nn.Dropout, nn.AlphaDropout, *CHANNEL_DROPOUTS, nn.Flatten, nn.Unflatten,
+    nn.ChannelShuffle, nn.Embedding, nn.Upsample,
+)  # fmt: skip
+FREE_NAMES = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "flatten", "view", "reshape", "size",
+    "contiguous", "clone", "detach", "getattr", "getitem", "cat", "concat", "chunk", "split",
+    "transpose", "permute", "squeeze", "unsqueeze", "expand", "expand_as", "interpolate", "pad",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,88 +121,63 @@ class Cost:
         return sum(layer.bitops for layer in self.layers)
 
 
-def example_input_for(model: nn.Module) -> torch.Tensor:
-    """Returns zeros `[1, features]` that fit the first layer of a network of linear layers.
-
-    Raises:
-        LabkitError: The input width cannot be read off the first layer.
-    """
-    traced = trace(model)
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    for node in inputs[0].users if len(inputs) == 1 else ():
-        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        match module:
-            case nn.Linear():
-                width = module.in_features
-            case nn.BatchNorm1d():
-                width = module.num_features
-            case nn.LayerNorm() if len(module.normalized_shape) == 1:
-                width = module.normalized_shape[0]
-            case _:
-                continue
-        parameter = next(model.parameters(), torch.empty(0))
-        return torch.zeros(1, width, dtype=parameter.dtype, device=parameter.device)
-    raise LabkitError(
-        f"example_input: the input shape of {type(model).__name__} cannot be told from its first "
-        "layer; pass one input, with its batch axis"
-    )
-
-
-class _OutputShapes(Interpreter):
-    """Runs a network and keeps the shape of every tensor, without its batch axis."""
-
-    def __init__(self, traced: GraphModule):
-        super().__init__(traced)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.shapes[n.name] = tuple(result.shape[1:])
-        return result
-
-
 def output_shapes(
-    model: nn.Module, example_input: torch.Tensor | None = None
+    model: nn.Module, example_input: Example | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every node's output by fx name, without the batch axis.
 
     Args:
-        model: The network; it is run once, in evaluation mode, on a copy.
-        example_input: `[batch, …]`; by default read off the first layer.
+        model: The network; it is run once, in evaluation mode.
+        example_input: `[batch, …]`, or one such tensor for each input; by default read off the
+            first layer.
 
     Raises:
         LabkitError: The network does not take this input.
     """
-    if example_input is None:
-        example_input = example_input_for(model)
-    interpreter = _OutputShapes(copy.deepcopy(trace(model)).eval())
-    try:
-        with torch.no_grad():
-            interpreter.run(example_input[:1])
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(example_input.shape)
-        raise LabkitError(f"model: it does not take an input of shape {shape}: {error}") from error
-    return interpreter.shapes
+    return _shapes(_traced(model, example_input))
 
 
-def _passes(node: Node, module: nn.Module | None, elements: int) -> tuple[int, int]:
-    """Returns the FLOPs of the forward and of the backward pass of one node."""
+def _traced(model: nn.Module, example_input: Example | None) -> GraphModule:
+    return trace(model, example_input_for(model) if example_input is None else example_input)
+
+
+def _shapes(traced: GraphModule) -> dict[str, tuple[int, ...]]:
+    return {
+        node.name: node.meta["shape"][1:]
+        for node in traced.graph.nodes
+        if node.op != "output" and is_shape(node.meta["shape"])
+    }
+
+
+def _passes(node: Node, module: nn.Module | None, read: int, written: int) -> tuple[int, int]:
+    """Returns the FLOPs of the forward and of the backward pass of one node.
+
+    Args:
+        node: The node.
+        module: The layer that it calls, if it does.
+        read: Elements of its first input.
+        written: Elements that it puts out.
+    """
+    name = getattr(node.target, "__name__", node.target)
     if isinstance(module, MATMUL_MODULES):
-        macs = elements * math.prod(module.weight.shape[1:])
+        # Each weight of [out, in / groups, …] meets each output; transposed, each input.
+        transposed = isinstance(module, TRANSPOSED_CONVOLUTIONS)
+        macs = (read if transposed else written) * math.prod(module.weight.shape[1:])
         return macs, 2 * macs
     if isinstance(module, NORM_MODULES):
-        return 4 * elements, 4 * elements
-    if isinstance(module, ELEMENTWISE_MODULES + CHANNELWISE_MODULES):
-        free = isinstance(module, FREE_MODULES)
-    elif node.target in SHAPE_PRESERVING_FUNCTIONS or node.target in SHAPE_PRESERVING_METHODS:
-        free = getattr(node.target, "__name__", node.target) in FREE_NAMES
-    else:
-        free = True
-        name = getattr(node.target, "__name__", node.target)
-        if not isinstance(module, FREE_MODULES) and name not in FREE_NAMES:
-            warnings.warn(f"no cost is known for {describe(node)}; it counts as 0", stacklevel=4)
-    return (0, 0) if free else (elements, elements)
+        return 4 * written, 4 * written
+    if isinstance(module, FREE_MODULES) or (module is None and name in FREE_NAMES):
+        return 0, 0
+    if isinstance(module, ACTIVATION_MODULES):
+        return written, written
+    if isinstance(module, POOLING_MODULES) or node.target in POOLING_FUNCTIONS:
+        return read, read
+    if module is None and name in REDUCTIONS:
+        return read, read
+    if node.target in SHAPE_PRESERVING_FUNCTIONS or node.target in SHAPE_PRESERVING_METHODS:
+        return written, written
+    warnings.warn(f"no cost is known for {describe(node)}; it counts as 0", stacklevel=4)
+    return 0, 0
 
 
 def _layer_costs(
@@ -203,11 +195,10 @@ def _layer_costs(
         if node.name not in shapes:  # not a tensor, as in x.size(0)
             continue
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        elements = batch_size * math.prod(shapes[node.name])
-        counted = elements
-        if not isinstance(module, MATMUL_MODULES):
-            counted = batch_size * math.prod(old_shapes.get(node.name, shapes[node.name]))
-        forward, backward_flops = _passes(node, module, counted)
+        counted = shapes if isinstance(module, MATMUL_MODULES) else shapes | old_shapes
+        source = next((n.name for n in node.all_input_nodes if n.name in counted), node.name)
+        read, written = (batch_size * math.prod(counted[name]) for name in (source, node.name))
+        forward, backward_flops = _passes(node, module, read, written)
         flops = forward + backward_flops * backward
         parameters = sum(p.numel() for p in module.parameters()) if module is not None else 0
         yield LayerCost(
@@ -216,7 +207,7 @@ def _layer_costs(
             flops=flops,
             bitops=flops * precision ** (2 if parameters else 1),
             parameters=parameters,
-            activations=elements,
+            activations=batch_size * math.prod(shapes[node.name]),
         )
 
 
@@ -227,7 +218,7 @@ def total_cost(
     convention: str = "inference",
     precision: int = 32,
     shapes_from: nn.Module | None = None,
-    example_input: torch.Tensor | None = None,
+    example_input: Example | None = None,
 ) -> Cost:
     """Returns what a network costs.
 
@@ -238,8 +229,8 @@ def total_cost(
         precision: Bits of a weight and of an activation.
         shapes_from: Under `reference`, the network before the transform, which every layer except
             Linear takes its shape from; by default the network itself.
-        example_input: `[batch, …]`, of which only the shape after the batch axis matters. By
-            default read off the first layer.
+        example_input: `[batch, …]`, or one such tensor for each input; only shapes after the batch
+            axis matter. By default read off the first layer.
 
     Raises:
         LabkitError: An argument is out of range, or the network does not take the example.
@@ -253,12 +244,11 @@ def total_cost(
             raise LabkitError(f"{key}: expected a positive integer, got {value!r}")
     if shapes_from is not None and convention != "reference":
         raise LabkitError(f"shapes_from: only 'reference' uses it, not {convention!r}")
-    if example_input is None:
-        example_input = example_input_for(model)
+    traced = _traced(model, example_input)
     old_shapes = output_shapes(shapes_from, example_input) if shapes_from is not None else {}
     layers = _layer_costs(
-        trace(model),
-        shapes=output_shapes(model, example_input),
+        traced,
+        shapes=_shapes(traced),
         old_shapes=old_shapes,
         batch_size=batch_size,
         backward=convention != "inference",

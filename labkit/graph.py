@@ -2,40 +2,236 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node, symbolic_trace
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer, symbolic_trace
+from torch.fx.node import map_aggregate
 from torch.nn.parameter import is_lazy
 
 from labkit.errors import LabkitError, did_you_mean
 
+Example = torch.Tensor | Sequence[torch.Tensor]
 
-def trace(model: nn.Module) -> GraphModule:
+# Layers that are one node even where a user's class inherits from them.
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.GroupNorm, nn.LayerNorm, nn.PReLU,
+)  # fmt: skip
+
+
+class Size(int):
+    """A size that was read off a tensor, or follows from one: `x.size(1) // 2` is such a size."""
+
+    def __floordiv__(self, other: Any) -> int:
+        return Size(int(self) // other) if isinstance(other, int) else NotImplemented
+
+    def __mul__(self, other: Any) -> int:
+        return Size(int(self) * other) if isinstance(other, int) else NotImplemented
+
+    __rmul__ = __mul__
+
+
+class _Value(Proxy):
+    """A tensor that is being traced, whose shape is known: only its batch axis stays symbolic."""
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta["value"]
+
+    def size(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        if dim % self.value.ndim == 0:
+            return self.tracer.create_proxy("call_method", "size", (self, 0), {})
+        return Size(self.value.size(dim))
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self.size(dim) for dim in range(self.value.ndim))
+
+    @property
+    def ndim(self) -> int:
+        return int(self.value.ndim)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.value, tuple | list):
+            items: Any = self  # a Proxy can be indexed, which its stub does not say
+            return iter([items[index] for index in range(len(self.value))])
+        return super().__iter__()
+
+
+class _Tracer(Tracer):
+    """Traces a network while it runs on an example, so that code may look at shapes.
+
+    After `trace`, `meta["shape"]` of each node is the shape of its tensor, a tuple of shapes, or
+    `None` where it is something else.
+    """
+
+    def __init__(self, inputs: Sequence[torch.Tensor]):
+        super().__init__()
+        self.inputs = list(inputs)
+        self.running = False  # a node, on the example: nothing is traced meanwhile
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Value(node, self)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        args, kwargs = map_aggregate(
+            (args, kwargs), lambda a: a.node.meta["value"] if isinstance(a, Proxy) else a
+        )
+        self.running = True
+        try:
+            value = self.run(kind, target, args, kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise LabkitError(
+                f"model: it does not take an input of shape "
+                f"{', '.join(str((1, *x.shape[1:])) for x in self.inputs)}: "
+                f"{describe(proxy.node, self.root)}: {error}"
+            ) from error
+        finally:
+            self.running = False
+        proxy.node.meta["value"] = value
+        return proxy
+
+    def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        match kind:
+            case "placeholder":
+                n_before = sum(node.op == "placeholder" for node in self.graph.nodes) - 1
+                # An input beyond the example has its default.
+                return self.inputs[n_before] if n_before < len(self.inputs) else (*args, None)[0]
+            case "get_attr":
+                value: Any = self.root
+                for name in target.split("."):
+                    value = getattr(value, name)
+                return value
+            case "call_module":
+                return self.root.get_submodule(target).eval()(*args, **kwargs)
+            case "call_method":
+                return getattr(args[0], target)(*args[1:], **kwargs)
+            case _:
+                return target(*args, **kwargs)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> Graph:
+        modes = {module: module.training for module in root.modules()}
+        try:
+            with torch.no_grad():
+                graph = super().trace(root, concrete_args)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        for node in graph.nodes:
+            node.meta["shape"] = _shape(node.meta.pop("value", None))
+        return graph
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    return tuple(map(_shape, value)) if isinstance(value, tuple | list) else None
+
+
+def is_shape(shape: Any) -> bool:
+    """Returns whether `meta["shape"]` of a node is that of one tensor."""
+    return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+
+
+def inputs_of(example_input: Example) -> tuple[torch.Tensor, ...]:
+    """Returns an example as a tuple of inputs, each of two rows, so that a batch shows as one."""
+    inputs = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
+    return tuple(x[:1].expand(2, *x.shape[1:]).clone() for x in inputs)
+
+
+def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule:
     """Returns the network as an fx graph; its modules are shared with `model`, not copied.
 
     Args:
-        model: Any module that torch.fx can trace, or a `GraphModule`, which is returned as it is.
+        model: Any module that torch.fx can trace.
+        example_input: `[batch, …]`, or one such tensor for each input. With it, code that looks at
+            shapes can be traced as well, and `node.meta["shape"]` is the shape that each node has
+            for a batch of two rows.
 
     Raises:
-        LabkitError: The model is not a module, has lazy layers, or cannot be traced.
+        LabkitError: The model is not a module, has lazy layers, cannot be traced, or does not take
+            the example.
     """
     if not isinstance(model, nn.Module):
         raise LabkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise LabkitError(f"model: {name} is not initialised; run one forward pass first")
-    if isinstance(model, GraphModule):
-        return model
     try:
-        return symbolic_trace(model)
+        if example_input is None:
+            return model if isinstance(model, GraphModule) else symbolic_trace(model)
+        return GraphModule(model, _Tracer(inputs_of(example_input)).trace(model))
+    except LabkitError:
+        raise
     # Tracing runs the user's own forward function, which may raise anything.
     except Exception as error:
         raise LabkitError(
             f"model: torch.fx cannot trace {type(model).__name__}: {error} "
             "(its forward must not branch on the values of tensors)"
         ) from error
+
+
+def example_input_for(model: nn.Module) -> torch.Tensor:
+    """Returns zeros `[1, features]` that fit the first layer of a network of linear layers.
+
+    Raises:
+        LabkitError: The input width cannot be read off the first layer.
+    """
+    traced = trace(model)
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    # What has no widths of its own, such as an activation, is taken to keep the shape.
+    as_wide = inputs if len(inputs) == 1 else []
+    for node in traced.graph.nodes:
+        if not any(source in as_wide for source in node.all_input_nodes):
+            continue
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        match module:
+            case nn.Linear():
+                width = module.in_features
+            case nn.BatchNorm1d():
+                width = module.num_features
+            case nn.LayerNorm() if len(module.normalized_shape) == 1:
+                width = module.normalized_shape[0]
+            case nn.PReLU() if module.num_parameters > 1:
+                width = module.num_parameters
+            case _ if isinstance(module, LAYERS) and not isinstance(module, nn.PReLU):
+                break
+            case _:
+                as_wide.append(node)
+                continue
+        parameter = next(model.parameters(), torch.empty(0))
+        return torch.zeros(1, width, dtype=parameter.dtype, device=parameter.device)
+    raise LabkitError(
+        f"example_input: the input shape of {type(model).__name__} cannot be told from its first "
+        "layer; pass one input, with its batch axis"
+    )
 
 
 def layer_nodes(traced: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
@@ -65,11 +261,11 @@ def operator_name(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
-def describe(node: Node) -> str:
+def describe(node: Node, root: nn.Module | None = None) -> str:
     """Returns a node the way an error message names it: its name and what it calls."""
+    root = root or node.graph.owning_module
     if node.op == "call_module":
-        module = node.graph.owning_module
-        called: object = type(module.get_submodule(str(node.target))).__name__ if module else "?"
+        called: object = type(root.get_submodule(str(node.target))).__name__ if root else "?"
     elif node.op == "call_function":
         called = torch.typename(node.target)
     else:

@@ -6,6 +6,7 @@ of layers or operators, each `{"config": {"name": N, "channel_multiplier": k, �
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import numbers
@@ -14,14 +15,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
+from typing import Literal as OneOf
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.fx import GraphModule, Node
 
-from labkit.channels import ChannelGroup, Channels, find_channels
+from labkit.channels import (
+    SCALABLE_MODULES,
+    Channels,
+    Literal,
+    Part,
+    Side,
+    find_channels,
+    has_widths,
+)
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import find_layer, layer_nodes, operator_name
+from labkit.graph import Example, describe, find_layer, layer_nodes, operator_name, trace
+from labkit.weights import copies, inexact, resize
 
 # The sides of a layer that each request name writes, in the order in which it writes them.
 SIDES: dict[str | None, tuple[str, ...]] = {
@@ -36,6 +49,7 @@ REQUEST_KEYS = ("name", "channel_multiplier", "input_multiplier", "output_multip
 MAX_WIDTH = 2**20
 
 PassConfig = Mapping[str, Any]
+Weights = OneOf["fresh", "keep"]
 
 
 class SkippedRequest(UserWarning):
@@ -77,10 +91,13 @@ class TransformInfo:
         layers: fx name of each layer that has channels → its type, its widths before and after
             (`in`, `new_in`, `out`, `new_out`), and the request that decided each side
             (`in_decided_by`, `out_decided_by`; `None` where no request did).
+        inexact: Where weights were kept, a sentence for each reason why the wider network does not
+            compute just what the given one does.
     """
 
     plan: Plan
     layers: dict[str, dict[str, Any]]
+    inexact: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -97,14 +114,30 @@ class TransformInfo:
 
 @dataclass(frozen=True)
 class _Request:
-    """A wish for one side of one layer."""
+    """A wish for one side of one layer, or for a group of channels.
+
+    Attributes:
+        layer: Its fx name, or the name of the group.
+        side: `"input"` or `"output"`.
+        multiplier: New width / original width.
+        named: Whether the configuration names the layer, and not just its type or all others.
+    """
 
     layer: str
     side: str
     multiplier: float
+    named: bool
 
     def __str__(self) -> str:
         return f"{self.layer} {self.side} × {self.multiplier:g}"
+
+    def side_of(self, channels: Channels) -> Side:
+        """Returns the channels that it asks for."""
+        sides = channels.inputs if self.side == "input" else channels.outputs
+        if self.layer in sides:
+            return sides[self.layer]
+        group = next(group for group in channels.groups if group.name == self.layer)
+        return Side((Part(group, group.multiple, ordered=True),))
 
 
 def _check_multiplier(where: str, value: object) -> float:
@@ -144,8 +177,10 @@ def _check_request(key: str, entry: object) -> dict[str, Any]:
     return checked
 
 
-def _requests(channels: Channels, pass_config: PassConfig) -> Iterator[_Request]:
-    """Yields what a configuration asks of each linear layer, in graph order."""
+def _requests(
+    channels: Channels, pass_config: PassConfig, kinds: tuple[type[nn.Module], ...]
+) -> Iterator[_Request]:
+    """Yields what a configuration asks of each layer of some kinds, in graph order."""
     if not isinstance(pass_config, Mapping):
         raise LabkitError(f"pass configuration: expected a table, got {pass_config!r}")
     if pass_config.get("by") not in ("name", "type"):
@@ -156,74 +191,95 @@ def _requests(channels: Channels, pass_config: PassConfig) -> Iterator[_Request]
     default = checked.pop("default")
 
     layers = {node.name: module for node, module in layer_nodes(channels.traced)}
-    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    scalable = [name for name, module in layers.items() if isinstance(module, kinds)]
+    operators = {name: operator_name(module) for name, module in layers.items()}
+    can_be_scaled = sorted({operators[name] for name in scalable})
+    named: dict[str, dict[str, Any]] = {}
     if pass_config["by"] == "name":
-        named: dict[str, dict[str, Any]] = {}
+        groups = {group.name for group in channels.free}
         for key, request in checked.items():
-            name = find_layer(channels.traced, key).name
+            name = key if key in groups else find_layer(channels.traced, key).name
             if name in named:
                 raise LabkitError(f"{key}: layer {name!r} is named twice")
-            if name not in linear and SIDES[request["name"]]:
+            if name not in (*scalable, *groups) and SIDES[request["name"]]:
                 raise LabkitError(
-                    f"{key}: expected a linear layer, got a {type(layers[name]).__name__}; "
-                    f"the linear layers are {', '.join(linear)}"
+                    f"{key}: expected a layer that can be scaled ({', '.join(can_be_scaled)}), got "
+                    f"a {type(layers[name]).__name__}; those are {', '.join(scalable)}"
                 )
             named[name] = request
+        wanted = {name: named.get(name, default) for name in dict.fromkeys([*scalable, *named])}
     else:
-        operators = {"linear"} | {operator_name(module) for module in layers.values()}
         for key, request in checked.items():
-            if key not in operators:
-                raise LabkitError(f"{key}: no such operator; {did_you_mean(key, operators)}")
-            if key != "linear" and SIDES[request["name"]]:
-                raise LabkitError(f"{key}: only the operator 'linear' can be scaled")
-        named = {name: checked.get("linear", default) for name in linear}
+            if key not in operators.values():
+                known = sorted(set(operators.values()))
+                raise LabkitError(f"{key}: no such operator; {did_you_mean(key, known)}")
+            if key not in can_be_scaled and SIDES[request["name"]]:
+                raise LabkitError(
+                    f"{key}: only the operators {', '.join(can_be_scaled)} can be scaled"
+                )
+        wanted = {name: checked.get(operators[name], default) for name in scalable}
 
-    for name in linear:
-        request = named.get(name, default)
+    for name, request in wanted.items():
         for side in SIDES[request["name"]]:
             own = f"{side}_multiplier"
-            yield _Request(name, side, request[own if own in request else "channel_multiplier"])
+            multiplier = request[own if own in request else "channel_multiplier"]
+            yield _Request(name, side, multiplier, name in named)
 
 
-def _scaled(group: ChannelGroup, request: _Request) -> int:
+def _scaled(width: int, request: _Request) -> int:
     # The decimal that the user wrote, not its binary neighbour: 100 × 1.1 is 110, not 111.
-    width = math.ceil(group.width * Fraction(str(request.multiplier)))
-    if width > MAX_WIDTH:
-        raise LabkitError(f"{request}: {width} channels; expected at most {MAX_WIDTH}")
-    return width
+    new_width = math.ceil(width * Fraction(str(request.multiplier)))
+    if new_width > MAX_WIDTH:
+        raise LabkitError(f"{request}: {new_width} channels; expected at most {MAX_WIDTH}")
+    return new_width
 
 
-def resolve(model: nn.Module | Channels, pass_config: PassConfig, *, strict: bool = False) -> Plan:
+def resolve(
+    model: nn.Module | Channels,
+    pass_config: PassConfig,
+    *,
+    strict: bool = False,
+    example_input: Example | None = None,
+    kinds: tuple[type[nn.Module], ...] = SCALABLE_MODULES,
+) -> Plan:
     """Returns the plan of widths that a configuration asks of a network; builds nothing.
 
     Layers are visited in graph order, and for `both` the input before the output; a later write to
-    the same channels replaces an earlier one. A new width is ceil(original width × multiplier).
+    the same channels replaces an earlier one. A new width is ceil(original width × multiplier),
+    rounded up to a multiple where the group has one. A side that is made of several groups scales
+    each that can change.
 
     Args:
         model: The network, or its channel groups found before.
         pass_config: The report's configuration. Layers are named by fx name (`seq_blocks_2`) or
-            path (`seq_blocks.2`); with `by = "type"` the operator `linear` means all of them.
+            path (`seq_blocks.2`), groups of channels by their names; with `by = "type"` an
+            operator such as `linear` or `conv2d` means all of its layers.
         strict: Raise where a request would change a width that cannot change, instead of skipping
             it with a `SkippedRequest` warning.
+        example_input: As `find_channels` takes it.
+        kinds: The layers that a configuration reaches.
 
     Raises:
-        LabkitError: The configuration is wrong, or a request needs to know what a node that labkit
-            does not know does to channels.
+        LabkitError: The configuration is wrong, or a layer that it names meets a node of which
+            labkit does not know what it does to channels.
     """
-    channels = find_channels(model)
+    channels = find_channels(model, example_input)
     widths = {group.name: group.width for group in channels.free}
     decided_by: dict[str, str] = {}
     skipped: list[str] = []
-    for request in _requests(channels, pass_config):
-        sides = channels.inputs if request.side == "input" else channels.outputs
-        group = sides[request.layer]
-        width = _scaled(group, request)
-        if group.fixed is None:
-            widths[group.name] = width
+    for request in _requests(channels, pass_config, kinds):
+        side = request.side_of(channels)
+        wanted = _scaled(side.width, request)
+        free = [group for group in side.groups if group.fixed is None]
+        for group in free:
+            widths[group.name] = group.multiple * _scaled(group.width // group.multiple, request)
             decided_by[group.name] = str(request)
-        elif width != group.width:
-            sentence = f"{request}: skipped, the width stays {group.width} because {group.fixed}"
-            if strict or group.unknown:
+            if widths[group.name] != _scaled(group.width, request):
+                decided_by[group.name] += f", rounded up to a multiple of {group.multiple}"
+        if not free and wanted != side.width:
+            why = next((g for g in side.groups if g.unknown), side.groups[0])
+            sentence = f"{request}: skipped, the width stays {side.width} because {why.fixed}"
+            if strict or (why.unknown and request.named):
                 raise LabkitError(
                     sentence.replace("skipped, the width stays", "the width must stay")
                 )
@@ -232,60 +288,150 @@ def resolve(model: nn.Module | Channels, pass_config: PassConfig, *, strict: boo
     return Plan(tuple(widths.items()), decided_by, tuple(skipped))
 
 
-def _resize(module: nn.Module, input_width: int, output_width: int) -> None:
-    """Gives a layer new widths and fresh weights, keeping its options, device, dtype and mode."""
-    match module:
-        case nn.Linear():
-            module.in_features, module.out_features = input_width, output_width
-            shape: tuple[int, ...] = (output_width, input_width)
-        case nn.BatchNorm1d():
-            module.num_features = output_width
-            shape = (output_width,)
-        case nn.LayerNorm():
-            module.normalized_shape = (output_width,)
-            shape = (output_width,)
-        case nn.PReLU():
-            module.num_parameters = output_width
-            shape = (output_width,)
-        case _:
-            return  # elementwise layers have no width of their own
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        new = parameter.new_empty(shape if name == "weight" else shape[:1])
-        setattr(module, name, nn.Parameter(new, requires_grad=parameter.requires_grad))
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        if buffer.ndim:  # running statistics, not the count of batches
-            setattr(module, name, buffer.new_zeros(shape))
-    module.reset_parameters()
-
-
-def apply(model: nn.Module, plan: Plan, *, channels: Channels | None = None) -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    channels: Channels | None = None,
+    example_input: Example | None = None,
+    weights: Weights = "fresh",
+    seed: int | None = None,
+    noise: float = 0.0,
+) -> nn.Module:
     """Returns a copy of the network with the widths of a plan.
 
-    Layers whose width changes start with fresh weights; all others keep theirs.
+    Layers whose width does not change keep their weights.
 
     Args:
         model: The network that the plan was resolved for; it is not changed.
         plan: A plan for this network.
         channels: The network's channel groups, if they were found before.
+        example_input: As `find_channels` takes it.
+        weights: `"fresh"`: layers whose width changes start as they would by themselves. `"keep"`:
+            they carry their weights over, so that a wider network computes what it did; see
+            `labkit.weights`.
+        seed: Of fresh weights and of noise; by default PyTorch's own generator draws them.
+        noise: With `"keep"`, added to the weights that write a copied channel, so that training can
+            tell it from its original: a share of their standard deviation.
+
+    Returns:
+        A network of the same class; a `GraphModule` where a size that its code has as a number, as
+        in `view(-1, 512 * 4 * 4)`, had to follow a width.
 
     Raises:
-        LabkitError: The plan names other channel groups than the network has.
+        LabkitError: The plan names other channel groups than the network has, or a width that its
+            group cannot have.
     """
-    channels = find_channels(model) if channels is None else channels
+    if weights not in ("fresh", "keep"):
+        raise LabkitError(f"weights: expected 'fresh' or 'keep', got {weights!r}")
+    channels = find_channels(model, example_input) if channels is None else channels
     widths = plan.to_dict()
     names = {group.name for group in channels.free}
     if widths.keys() != names:
         wrong = ", ".join(sorted(widths.keys() ^ names))
         raise LabkitError(f"plan: it is for another network; these groups differ: {wrong}")
+    for group in channels.free:
+        if widths[group.name] < 1 or widths[group.name] % group.multiple:
+            raise LabkitError(
+                f"plan: {group.name}: expected a positive multiple of {group.multiple}, "
+                f"got {widths[group.name]}"
+            )
+    keep = weights == "keep"
+    chosen = copies(channels, widths, model if keep else None)
     new_model = copy.deepcopy(model)
-    for node, _ in layer_nodes(channels.traced):
-        if node.name not in channels.inputs:
-            continue
-        before = channels.inputs[node.name], channels.outputs[node.name]
-        after = [widths.get(group.name, group.width) for group in before]
-        if after != [group.width for group in before]:
-            _resize(new_model.get_submodule(str(node.target)), *after)
-    return new_model
+    done = set()  # a shared module is called more than once
+    with _seeded(seed):
+        for node, module in layer_nodes(channels.traced):
+            if not has_widths(module) or module in done:
+                continue
+            done.add(module)
+            before, after = channels.inputs[node.name], channels.outputs[node.name]
+            if any(group.name in chosen for group in before.groups + after.groups):
+                layer = new_model.get_submodule(str(node.target))
+                resize(layer, before, after, chosen, keep=keep, noise=noise if keep else 0.0)
+    return _with_literals(new_model, channels, widths)
+
+
+def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
+    """Returns the resized network with the numbers in its code that the widths ask for."""
+    wanted = {
+        (literal.node, literal.path): _value(literal, widths)
+        for literal in channels.literals
+        if _value(literal, widths) != _value(literal, {})
+    }
+    if not wanted:
+        return model
+    try:  # code that reads its sizes off a tensor has them right by itself
+        own = {node.name: node for node in trace(model, channels.example_input).graph.nodes}
+        if all(
+            node in own and _same(_at(own[node], path), value)
+            for (node, path), value in wanted.items()
+        ):
+            return model
+    except LabkitError:
+        pass
+    graph = copy.deepcopy(channels.traced.graph)
+    for node in graph.nodes:
+        if node.target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d):
+            raise LabkitError(
+                f"model: {describe(node, model)} keeps the mode in which it was traced where "
+                "numbers in the code have to follow the widths; use nn.Dropout"
+            )
+        for (name, path), value in wanted.items():
+            if node.name == name:
+                arguments = {"args": node.args, "kwargs": node.kwargs}
+                replaced = _replaced(arguments, path, value)
+                node.args, node.kwargs = replaced["args"], replaced["kwargs"]
+    return GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def _value(literal: Literal, widths: Mapping[str, int]) -> Any:
+    if isinstance(literal.value, Side):
+        return literal.value.width_in(widths)
+    return [side.width_in(widths) for side in literal.value]
+
+
+def _at(node: Node, path: tuple[str | int, ...]) -> Any:
+    """Returns what stands at a path of a call's arguments, `None` where nothing does."""
+    value: Any = {"args": node.args, "kwargs": node.kwargs}
+    for key in path:
+        try:
+            value = getattr(value, str(key)) if isinstance(value, slice) else value[key]
+        except (IndexError, KeyError, TypeError):
+            return None
+    return value
+
+
+def _same(given: Any, wanted: Any) -> bool:
+    """Whether a size, or a list of sizes that one number may stand for, is what it should be."""
+    if isinstance(wanted, list) and isinstance(given, int):
+        return all(size == given for size in wanted)
+    return bool(given == wanted)
+
+
+def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
+    """Returns arguments with what stands at a path replaced."""
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(value, slice):
+        bounds = {"start": value.start, "stop": value.stop, str(key): new}
+        return slice(bounds["start"], bounds["stop"], value.step)
+    inner = _replaced(value[key], tuple(rest), new)
+    if isinstance(value, Mapping):
+        return {**value, key: inner}
+    return type(value)(inner if i == key else item for i, item in enumerate(value))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draws from a seed, and leaves PyTorch's generator as it was; `None` draws from that one."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def initialise(model: nn.Module, seed: int) -> nn.Module:
@@ -298,41 +444,86 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     Returns:
         The same network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
     return model
 
 
-def linear_multiplier_transform_pass(
-    model: nn.Module, pass_config: PassConfig, *, strict: bool = False
+def channel_multiplier_transform_pass(
+    model: nn.Module,
+    pass_config: PassConfig,
+    *,
+    example_input: Example,
+    weights: Weights = "fresh",
+    seed: int | None = None,
+    noise: float = 0.0,
+    strict: bool = False,
 ) -> tuple[nn.Module, TransformInfo]:
-    """Scales the channels of linear layers, and of everything between them that must follow.
+    """Scales the channels of a network's layers, and of everything that must follow.
 
-    Widths spread along the dataflow through BatchNorm, LayerNorm, Dropout, activations and anything
-    elementwise, up to and including the neighbouring linear layers. The network's input and output
-    widths are fixed. Tensors are taken to be `[batch, features]`.
+    Widths spread along the dataflow: see `labkit.channels` for what is known. The widths of the
+    network's input and output are fixed.
 
     Args:
-        model: An `nn.Module` or `GraphModule` that torch.fx can trace; it is not changed.
+        model: An `nn.Module` that torch.fx can trace; it is not changed.
         pass_config: The report's configuration; see `resolve`.
-        strict: Raise where a request cannot be met, instead of skipping it with a warning.
+        example_input: `[batch, …]`, or one such tensor for each input; only shapes matter.
+        weights, seed, noise: As `apply` takes them.
+        strict: Raise where a request cannot be met, instead of skipping it with a warning, and
+            where a wider network with kept weights cannot compute just what it did.
 
     Returns:
-        The new network, of the same class as the given one, and what was done to each layer.
+        The new network (see `apply`), and what was done to each layer.
+
+    Raises:
+        LabkitError: See `resolve` and `apply`; nothing is built then.
+    """
+    channels = find_channels(model, example_input)
+    plan = resolve(channels, pass_config, strict=strict)
+    reasons: tuple[str, ...] = ()
+    if weights == "keep":
+        reasons = tuple(inexact(channels, plan.to_dict()))
+        if strict and reasons:
+            raise LabkitError(f"weights: they cannot be kept exactly: {'; '.join(reasons)}")
+    new_model = apply(model, plan, channels=channels, weights=weights, seed=seed, noise=noise)
+    return new_model, _info(channels, plan, reasons)
+
+
+def linear_multiplier_transform_pass(
+    model: nn.Module,
+    pass_config: PassConfig,
+    *,
+    example_input: Example | None = None,
+    strict: bool = False,
+) -> tuple[nn.Module, TransformInfo]:
+    """Scales the channels of linear layers: `channel_multiplier_transform_pass` for these alone.
+
+    Args:
+        model: As there.
+        pass_config: The report's configuration; it reaches linear layers only.
+        example_input: As there; by default read off the first layer, where that is linear.
+        strict: As there.
+
+    Returns:
+        As there; fresh weights where a width changes.
 
     Raises:
         LabkitError: See `resolve`; nothing is built then.
     """
-    channels = find_channels(model)
-    plan = resolve(channels, pass_config, strict=strict)
+    channels = find_channels(model, example_input)
+    plan = resolve(channels, pass_config, strict=strict, kinds=(nn.Linear,))
     return apply(model, plan, channels=channels), _info(channels, plan)
 
 
-def _info(channels: Channels, plan: Plan) -> TransformInfo:
+def _info(channels: Channels, plan: Plan, reasons: tuple[str, ...] = ()) -> TransformInfo:
     widths = plan.to_dict()
+
+    def decided_by(side: Side) -> str | None:
+        decisions = (plan.decided_by.get(group.name) for group in side.groups)
+        return "; ".join(dict.fromkeys(filter(None, decisions))) or None
+
     layers = {}
     for node, module in layer_nodes(channels.traced):
         if node.name in channels.inputs:
@@ -340,10 +531,10 @@ def _info(channels: Channels, plan: Plan) -> TransformInfo:
             layers[node.name] = {
                 "type": type(module).__name__,
                 "in": before.width,
-                "new_in": widths.get(before.name, before.width),
+                "new_in": before.width_in(widths),
                 "out": after.width,
-                "new_out": widths.get(after.name, after.width),
-                "in_decided_by": plan.decided_by.get(before.name),
-                "out_decided_by": plan.decided_by.get(after.name),
+                "new_out": after.width_in(widths),
+                "in_decided_by": decided_by(before),
+                "out_decided_by": decided_by(after),
             }
-    return TransformInfo(plan, layers)
+    return TransformInfo(plan, layers, reasons)

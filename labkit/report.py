@@ -54,7 +54,7 @@ def layer_table(model: nn.Module, **cost_options: Any) -> pd.DataFrame:
         has none), parameters, flops, bitops, and share (of all FLOPs, 0 to 1).
     """
     cost = total_cost(model, **cost_options)
-    channels = find_channels(model)
+    channels = find_channels(model, cost_options.get("example_input"))
     rows = {
         layer.name: {
             "type": layer.type,

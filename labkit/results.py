@@ -14,6 +14,7 @@ import optuna
 import pandas as pd
 import safetensors.torch
 import scipy.stats
+import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
@@ -282,13 +283,16 @@ def write_tables(study: optuna.Study, folder: Path) -> Results:
     return results
 
 
-def save_network(folder: Path, trial: FrozenTrial, model: nn.Module) -> None:
+def save_network(
+    folder: Path, trial: FrozenTrial, model: nn.Module, input_shape: Sequence[int]
+) -> None:
     """Keeps a network of the front: `best/trial_N.safetensors`, and its plan in `.json`."""
     best = folder / "best"
     best.mkdir(exist_ok=True)
     description = {
         "number": trial.number,
         "plan": trial.user_attrs["plan"],
+        "input_shape": input_shape,
         "software_metrics": trial.user_attrs["software_metrics"],
         "hardware_metrics": trial.user_attrs["hardware_metrics"],
     }
@@ -341,6 +345,8 @@ def load_best(
         )
     if model is None:
         model = get_model(load_config(folder / "config.toml").model)
-    network = apply(model, Plan(tuple(described[number]["plan"].items())))
+    chosen = described[number]
+    example_input = torch.zeros(1, *chosen["input_shape"])
+    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example_input)
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")
     return network.eval()

@@ -116,7 +116,9 @@ class Search:
         check_fit(self.model.cpu(), data)
         self.data = data.to(self.device)
         space = self.config.search.search_space
-        self.space = get_space(space.name)(self.model, space.setup, space.seed)
+        self.space = get_space(space.name)(
+            self.model, space.setup, space.seed, example_input=data.x_val[:1]
+        )
         self.folder = None if folder is None else Path(folder)
         self._networks: dict[Plan, dict[str, int]] = {}  # of the space, where they can be listed
         every_network = self.config.search.strategy.setup.sampler in ("bruteforce", "grid")
@@ -187,6 +189,7 @@ class Search:
             "dataset": self.data.name,
             "seed": self.config.seed,
             "convention": getattr(computations, "convention", None),
+            "input_shape": list(self.data.x_val.shape[1:]),
             "original": str(Plan(tuple((group.name, group.width) for group in free))),
         }
 
@@ -511,7 +514,7 @@ class Search:
         if self.folder is not None:
             front = {best.number for best in pareto_trials(self.study)}
             if trial.number in front:
-                save_network(self.folder, trial, model)
+                save_network(self.folder, trial, model, self.data.x_val.shape[1:])
                 drop_networks(self.folder, front)
 
     def replicate(self, seeds: int, *, progress: bool = True) -> Results:

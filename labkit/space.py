@@ -15,7 +15,7 @@ from torch import nn
 
 from labkit.channels import find_channels
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import find_layer, layer_nodes, operator_name
+from labkit.graph import Example, find_layer, layer_nodes, operator_name
 from labkit.multiplier import REQUEST_KEYS, SIDES, Plan, SkippedRequest, resolve
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
@@ -55,15 +55,23 @@ class SearchSpaceBase(ABC):
         model: The network to transform.
         setup: The table `[search.search_space.setup]`.
         seed: The table `[search.search_space.seed]`.
+        example_input: As `labkit.channels.find_channels` takes it.
 
     Attributes:
+        channels: The network's channel groups.
         choices: Flattened key, such as `seq_blocks_5/config/input_multiplier` → the options.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, model: nn.Module, setup: Mapping[str, Any], seed: Mapping[str, Any]):
-        self.channels = find_channels(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        setup: Mapping[str, Any],
+        seed: Mapping[str, Any],
+        example_input: Example | None = None,
+    ):
+        self.channels = find_channels(model, example_input)
         self.choices = self.build_choices(setup, seed)
 
     @abstractmethod

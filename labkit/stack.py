@@ -126,7 +126,7 @@ def train_stack(
     seeds = [seeds] * len(plans) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(plans):
         raise LabkitError(f"seeds: expected one or {len(plans)}, one a plan, got {len(seeds)}")
-    channels = find_channels(model)
+    channels = find_channels(model, data.x_val[:1])
     candidates = [
         initialise(apply(model, plan, channels=channels).to(data.x_train.device), seed)
         for plan, seed in zip(plans, seeds)
@@ -198,7 +198,11 @@ def stack_width(
     gradients and two moments; and the logits of the validation split.
     """
     groups = zip(*(plan.widths for plan in plans))
-    widest = apply(model, Plan(tuple(max(group, key=lambda pair: pair[1]) for group in groups)))
+    widest = apply(
+        model,
+        Plan(tuple(max(group, key=lambda pair: pair[1]) for group in groups)),
+        example_input=data.x_val[:1],
+    )
     widest = widest.to(data.x_train.device).train()
     kept = 0
 
@@ -359,7 +363,7 @@ class _Stack:
         self.size = len(candidates)
         self.real: dict[str, torch.Tensor] = {}
         self.layers: dict[str, tuple[nn.Module, _Channels, _Channels]] = {}
-        self.traced = trace(candidates[0])
+        self.traced = trace(candidates[0], example)
         self._check_parameters()
         self.shapes = _shapes(self.traced, example)
         self.channels: dict[Node, _Channels] = {}

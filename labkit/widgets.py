@@ -25,7 +25,7 @@ from labkit.config import SearchConfig, load_config, to_tables, with_overrides
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.models import get_model
-from labkit.multiplier import SkippedRequest, apply, linear_multiplier_transform_pass
+from labkit.multiplier import SkippedRequest, apply, resolve
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
 from labkit.report import compare, html_table, layer_table
 from labkit.results import INTERRUPTED, Results, plan_of
@@ -73,20 +73,23 @@ class LayerExplorer(ipw.VBox):
         if cost_options.get("convention") == "reference":
             cost_options.setdefault("shapes_from", model)
         self._model, self._cost_options = model, cost_options
+        self._channels = channels = find_channels(model, cost_options.get("example_input"))
         self._sliders: dict[tuple[str, str], ipw.FloatSlider] = {}
         self._notes: dict[tuple[str, str], ipw.HTML] = {}
         self.totals, self.table = ipw.HTML(), ipw.HTML()
-        channels = find_channels(model)
         rows = []
         first_of: dict[str, ipw.FloatSlider] = {}
         last_of: dict[str, ipw.FloatSlider] = {}
         for layer in channels.inputs:
-            for side, group, layers in (
-                ("input", channels.inputs[layer], channels.inputs[layer].readers),
-                ("output", channels.outputs[layer], channels.outputs[layer].writers),
+            for side, groups in (
+                ("input", channels.inputs[layer].groups),
+                ("output", channels.outputs[layer].groups),
             ):
-                if layer not in layers:
+                layers = [g.readers if side == "input" else g.writers for g in groups]
+                # A side of several groups, as behind a concatenation, has no one width to set.
+                if len(groups) > 1 or layer not in layers[0]:
                     continue
+                (group,) = groups
                 slider = _labelled(
                     ipw.FloatSlider, f"{layer} {side} ×", value=1, min=0.25, max=8, step=0.25
                 )
@@ -124,12 +127,13 @@ class LayerExplorer(ipw.VBox):
     def _redraw(self, _: object = None) -> None:
         try:
             with warnings.catch_warnings(action="ignore", category=SkippedRequest):
-                network, info = linear_multiplier_transform_pass(self._model, self.pass_config)
+                plan = resolve(self._channels, self.pass_config)
+                network = apply(self._model, plan, channels=self._channels)
         except LabkitError as error:
             self.totals.value = _message(str(error))
             return
         for (layer, side), note in self._notes.items():
-            refused = (s for s in info.skipped if s.startswith(f"{layer} {side} × "))
+            refused = (s for s in plan.skipped if s.startswith(f"{layer} {side} × "))
             note.value = "".join(map(_message, refused))
         comparison = compare(self._model, network, **self._cost_options)
         before, after = (
@@ -183,7 +187,9 @@ class _LivePanel(ipw.VBox):
         """Shows the layer report of a trial's network, as a click on its point does."""
         assert self.study is not None
         assert self._model is not None
-        network = apply(self._model, plan_of(self.study.trials[number]))
+        example_input = self._cost_options.get("example_input")
+        plan = plan_of(self.study.trials[number])
+        network = apply(self._model, plan, example_input=example_input)
         comparison = compare(self._model, network, **self._cost_options)
         self.selected = number
         self.report.value = f"<h4>Trial {number}</h4>" + html_table(comparison)
@@ -266,8 +272,11 @@ class StudyPanel(_LivePanel):
         close.on_click(lambda _: self.close())
         self.study = open_study(folder)
         self._model = get_model(model or self.study.user_attrs["about"]["model"])
-        convention = self.study.user_attrs["about"]["convention"]
-        self._cost_options = {"convention": convention or "inference"} | cost_options
+        about = self.study.user_attrs["about"]
+        self._cost_options = {
+            "convention": about["convention"] or "inference",
+            "example_input": torch.zeros(1, *about["input_shape"]),
+        } | cost_options
         self._start(self._watch)
 
 

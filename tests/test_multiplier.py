@@ -271,7 +271,7 @@ def test_a_request_for_the_width_that_is_there_is_no_change() -> None:
         ({"by": "glob", "default": NOTHING}, "by: expected .* got 'glob'"),
         ({"by": "name"}, "default: missing"),
         (by_name(seq_blocks_22=request("both", 2)), "seq_blocks_22: no such layer.*seq_blocks_2"),
-        (by_name(seq_blocks_3=request("both", 2)), "seq_blocks_3: expected a linear layer"),
+        (by_name(seq_blocks_3=request("both", 2)), "seq_blocks_3: expected a layer that can be scaled"),
         (by_name(seq_blocks_2={"config": {}}), "seq_blocks_2.config: expected .*'name'"),
         (by_name(seq_blocks_2={"conf": {"name": None}}), "seq_blocks_2: expected"),
         (by_name(seq_blocks_2=request("out", 2)), "seq_blocks_2.config.name: .* got 'out'"),
@@ -299,7 +299,7 @@ def test_a_request_for_the_width_that_is_there_is_no_change() -> None:
             "named twice",
         ),
         ({"by": "type", "default": NOTHING, "conv2d": request("both", 2)}, "conv2d: no such op"),
-        ({"by": "type", "default": NOTHING, "relu": request("both", 2)}, "only the operator"),
+        ({"by": "type", "default": NOTHING, "relu": request("both", 2)}, "relu: only the operators linear can be scaled"),
     ],
 )
 def test_a_wrong_configuration_is_named(pass_config: Any, message: str) -> None:

@@ -96,25 +96,21 @@ class Convolutional(nn.Module):
         return self.out(x.view(x.size(0), -1))
 
 
-@pytest.mark.parametrize("kind", [Residual, Convolutional])
+@pytest.mark.parametrize(("kind", "second"), [(Residual, "c"), (Convolutional, "b")])
 def test_residual_and_convolutional_networks_end_as_they_would_alone(
-    blobs: Dataset, kind: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+    blobs: Dataset, kind: Callable[..., nn.Module], second: str
 ) -> None:
     data = double(blobs)
     if kind is Convolutional:
         data = replace(
             data, x_train=data.x_train.view(-1, 1, 4, 4), x_val=data.x_val.view(-1, 1, 4, 4)
         )
-    networks = [kind(*widths).double() for widths in ((3, 7), (12, 2), (5, 5))]
-    # The plans of such networks are not this test's subject: a plan is the number of a network.
-    monkeypatch.setattr("labkit.stack.find_channels", lambda model: None)
-    monkeypatch.setattr(
-        "labkit.stack.apply", lambda model, plan, channels: kind(*plan.widths).double()
-    )
-    plans = [Plan(widths) for widths in ((3, 7), (12, 2), (5, 5))]  # type: ignore[arg-type]
+    model = kind().double()
+    plans = [Plan((("a", a), (second, b))) for a, b in ((3, 7), (12, 2), (5, 5))]
     settings = TrainSettings(max_epochs=8, batch_size=32, learning_rate=3e-3)
-    for trained, alone in zip(train_stack(networks[0], plans, data, settings, 4), networks):
-        train(initialise(alone, 4), data, settings, seed=4)
+    for trained, plan in zip(train_stack(model, plans, data, settings, 4), plans):
+        alone = initialise(apply(model, plan, example_input=data.x_val[:1]), 4)
+        train(alone, data, settings, seed=4)
         assert_same(trained.model, alone, ("a.bias",) if kind is Convolutional else ())
 
 

@@ -1,0 +1,200 @@
+"""Sizes as sums of unknown widths: what each axis of a tensor is made of.
+
+An axis is a `Layout`, a row of `Term`s side by side. A term is a `Var`, a width that may change,
+each of whose channels lies there as a block of `inner` elements: flattening `[x, 4, 4]` gives
+`x · 16`, concatenating gives `x + y`, and a convolution in 32 groups reads `x + x + … + x`.
+
+Two axes that must agree are joined: where they differ, a variable is defined by the others or cut
+in two. What cannot be expressed is fixed, so that no width is ever wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class Var:
+    """A width.
+
+    Attributes:
+        size: How wide it is now.
+        fixed: Why it cannot change, or `None`.
+        unknown: It is fixed because labkit does not know what some node does.
+        equals: The layout that it turned out to be; then it is no variable any more.
+    """
+
+    def __init__(self, size: int, fixed: str | None = None, unknown: bool = False):
+        self.size, self.fixed, self.unknown = size, fixed, unknown
+        self.equals: Layout | None = None
+
+    def fix(self, why: str, unknown: bool = False) -> None:
+        """Keeps the width as it is."""
+        # What labkit does not know is the stronger reason: a request for it is an error.
+        if self.fixed is None or (unknown and not self.unknown):
+            self.fixed, self.unknown = why, unknown
+
+    def define(self, layout: Layout) -> None:
+        """Says what the variable is made of."""
+        self.equals = layout
+        if self.fixed is not None:
+            fix(layout, self.fixed, self.unknown)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A variable whose channels are blocks of `inner` elements.
+
+    Attributes:
+        var: The variable.
+        inner: Elements a channel.
+        ordered: Whether each channel's elements lie together; otherwise only their number is known.
+    """
+
+    var: Var
+    inner: int = 1
+    ordered: bool = True
+
+    @property
+    def size(self) -> int:
+        """The elements."""
+        return self.var.size * self.inner
+
+
+Layout = tuple[Term, ...]
+
+
+def constant(size: int, why: str, unknown: bool = False) -> Layout:
+    """Returns an axis that cannot change."""
+    return (Term(Var(size, why, unknown)),)
+
+
+def size(layout: Layout) -> int:
+    """Returns the elements of an axis."""
+    return sum(term.size for term in layout)
+
+
+def expand(layout: Iterable[Term]) -> Layout:
+    """Returns the layout in terms of variables that are not defined by others."""
+    terms: list[Term] = []
+    for term in layout:
+        if term.var.equals is None:
+            terms.append(term)
+        else:
+            terms += expand(
+                Term(part.var, part.inner * term.inner, part.ordered and term.ordered)
+                for part in term.var.equals
+            )
+    return tuple(terms)
+
+
+def free(layout: Layout) -> bool:
+    """Returns whether any part of an axis can change."""
+    return any(term.var.fixed is None for term in expand(layout))
+
+
+def fix(layout: Layout, why: str, unknown: bool = False) -> None:
+    """Keeps an axis as it is."""
+    for term in expand(layout):
+        term.var.fix(why, unknown)
+
+
+def join(a: Layout, b: Layout) -> None:
+    """Makes two axes of equal size one and the same."""
+    rest_a, rest_b = list(a), list(b)
+    while rest_a:
+        rest_a[:1], rest_b[:1] = expand(rest_a[:1]), expand(rest_b[:1])
+        s, t = rest_a[0], rest_b[0]
+        if s.size == t.size:
+            _equate(s, t)
+            del rest_a[0], rest_b[0]
+        elif s.size < t.size:
+            rest_b[:1] = [part for half in split((t,), [s.size, t.size - s.size]) for part in half]
+        else:
+            rest_a[:1] = [part for half in split((s,), [t.size, s.size - t.size]) for part in half]
+
+
+def _equate(s: Term, t: Term) -> None:
+    """Makes two terms of equal size one and the same."""
+    if s.var is t.var:
+        return
+    ordered = s.ordered and t.ordered
+    if s.inner % t.inner == 0:
+        t.var.define((Term(s.var, s.inner // t.inner, ordered),))
+    elif t.inner % s.inner == 0:
+        s.var.define((Term(t.var, t.inner // s.inner, ordered),))
+    else:
+        least = math.lcm(s.inner, t.inner)
+        common = Var(s.size // least)
+        s.var.define((Term(common, least // s.inner, ordered),))
+        t.var.define((Term(common, least // t.inner, ordered),))
+
+
+def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
+    """Cuts an axis into consecutive parts."""
+    parts: list[Layout] = []
+    rest = list(expand(layout))
+    for wanted in sizes:
+        part: list[Term] = []
+        missing = wanted
+        while missing:
+            rest[:1] = expand(rest[:1])
+            term = rest[0]
+            if term.size > missing:
+                rest[:1] = _cut(term, missing)
+                continue
+            part.append(rest.pop(0))
+            missing -= term.size
+        parts.append(tuple(part))
+    return [expand(part) for part in parts]
+
+
+def _cut(term: Term, at: int) -> list[Term]:
+    var, inner = term.var, term.inner
+    if at % inner == 0 and term.ordered:
+        left, right = Var(at // inner), Var(var.size - at // inner)
+        var.define((Term(left), Term(right)))
+        return [Term(left, inner), Term(right, inner)]
+    if at % var.size == 0:  # such as half of each channel's elements, whichever they are
+        first = at // var.size
+        return [Term(var, first, ordered=False), Term(var, inner - first, ordered=False)]
+    var.fix("its channels are cut in the middle")
+    whole = Term(Var(term.size, var.fixed, var.unknown))
+    return _cut(whole, at)
+
+
+def split_evenly(layout: Layout, n: int) -> Layout:
+    """Cuts an axis into n parts that have the same widths, and returns one of them."""
+    first, *others = split(layout, [size(layout) // n] * n)
+    for other in others:
+        join(first, other)
+    return expand(first)
+
+
+def product(outer: Layout, inner: Layout) -> Layout | None:
+    """Returns two axes as one, the inner one running faster; `None` where both can change."""
+    if not free(inner):
+        return tuple(Term(t.var, t.inner * size(inner), t.ordered) for t in expand(outer))
+    if not free(outer):
+        return expand(inner) * size(outer)
+    return None
+
+
+def without_inner(layout: Layout, n: int) -> Layout:
+    """Returns the layout of an axis `[layout, n]` that was flattened."""
+    parts: list[Term] = []
+    for term in expand(layout):
+        if term.inner % n == 0:
+            parts.append(Term(term.var, term.inner // n, term.ordered))
+            continue
+        common = math.gcd(term.inner, n)
+        block = n // common  # channels that make one of the axis
+        if term.var.size % block:
+            fix((term,), "its channels are cut in the middle")
+            parts.append(Term(Var(term.size // n, term.var.fixed)))
+            continue
+        var = Var(term.var.size // block)
+        term.var.define((Term(var, block),))
+        parts.append(Term(var, term.inner // common, term.ordered))
+    return tuple(parts)
