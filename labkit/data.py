@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -22,6 +23,9 @@ JET_FEATURES = (
     "zlogz", "c1_b0_mmdt", "c1_b1_mmdt", "c1_b2_mmdt", "c2_b1_mmdt", "c2_b2_mmdt", "d2_b1_mmdt",
     "d2_b2_mmdt", "d2_a1_b1_mmdt", "d2_a1_b2_mmdt", "m2_b1_mmdt", "m2_b2_mmdt", "n2_b1_mmdt",
     "n2_b2_mmdt", "mass_mmdt", "multiplicity",
+)  # fmt: skip
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 JET_CLASSES = ("g", "q", "w", "z", "t")
 # The split is part of a data set, not of an experiment: everyone compares on the same rows.
@@ -96,21 +100,14 @@ class Dataset:
         if x.ndim == 2 and len(features) != x.shape[1]:
             raise LabkitError(f"features: expected {x.shape[1]} names, got {len(features)}")
         x = _as_floats(x, features)
-        labels, classes = _encode(y, classes)
+        labels, names = _encode(y, classes)
         if not (validation > 0 and test > 0 and validation + test < 1):
             raise LabkitError(
                 "validation, test: expected two positive shares with a sum below 1, "
                 f"got {validation!r} and {test!r}"
             )
-        train_rows, val_rows, test_rows = _split(labels, classes, validation, test, seed)
-        mean = x[train_rows].mean(axis=0, dtype=np.float64)
-        std = x[train_rows].std(axis=0, dtype=np.float64)
-        std[std == 0] = 1  # a constant feature stays constant
-        tensors = {}
-        for split, rows in (("train", train_rows), ("val", val_rows), ("test", test_rows)):
-            tensors[f"x_{split}"] = torch.from_numpy(((x[rows] - mean) / std).astype(np.float32))
-            tensors[f"y_{split}"] = torch.from_numpy(labels[rows])
-        return cls(**tensors, classes=classes, features=features, name=name)
+        rows = _split(labels, names, validation, test, seed)
+        return cls(**_standardised(x, labels, rows), classes=names, features=features, name=name)
 
     def to(self, device: torch.device | str) -> Dataset:
         """Returns the data set with all tensors on a device."""
@@ -131,6 +128,20 @@ class Dataset:
             f"{len(self.x_test)} test rows of shape {tuple(self.x_train.shape[1:])}, "
             f"{len(self.classes)} classes)"
         )
+
+
+def _standardised(
+    x: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a data set, given the rows of its training, validation, test split."""
+    mean = x[rows[0]].mean(axis=0, dtype=np.float64)
+    std = x[rows[0]].std(axis=0, dtype=np.float64)
+    std[std == 0] = 1  # a constant feature stays constant
+    tensors = {}
+    for split, own in zip(("train", "val", "test"), rows):
+        tensors[f"x_{split}"] = torch.from_numpy(((x[own] - mean) / std).astype(np.float32))
+        tensors[f"y_{split}"] = torch.from_numpy(labels[own])
+    return tensors
 
 
 def _as_array(key: str, values: Any) -> np.ndarray:
@@ -215,9 +226,11 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
 
     Args:
         name: `"jsc"` (jets that come with labkit), `"jsc-openml"` (the public jets, downloaded
-            from OpenML), `"digits"` (scikit-learn's 8×8 images, flat), the path of a CSV, Parquet,
-            NPZ or HDF5 file (the last in the layout of the public jets), or
-            `package.module:function` (which returns a `Dataset` when called without arguments).
+            from OpenML), `"digits"` (scikit-learn's 8×8 images, flat), `"digits32"` (the same as
+            images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a CSV,
+            Parquet, NPZ or HDF5 file (the last in the layout of the public jets) or of the folder
+            of CIFAR-10's python batches (`cifar-10-batches-py`), or `package.module:function`
+            (which returns a `Dataset` when called without arguments).
         path: For `"jsc"`: the public HDF5 file to read in place of the embedded jets.
         label: For CSV and Parquet, the column with the labels, every other column being a feature;
             for NPZ the array with them, the one other array being the features.
@@ -241,6 +254,14 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
             return Dataset.from_arrays(
                 digits.data, digits.target, features=digits.feature_names, name="digits"
             )
+        case "digits32":
+            from sklearn.datasets import load_digits
+
+            digits = load_digits()
+            images = digits.images.repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
+            return Dataset.from_arrays(images, digits.target, name="digits, 32×32")
+    if Path(name).is_dir():
+        return _read_cifar10(Path(name))
     readers = {
         ".csv": _read_table,
         ".parquet": _read_table,
@@ -253,10 +274,10 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
         return readers[suffix](_existing("dataset", Path(name)), label)
     if ":" in str(name):
         return build("dataset", str(name), Dataset)
-    known = ("jsc", "jsc-openml", "digits")
+    known = ("jsc", "jsc-openml", "digits", "digits32")
     raise LabkitError(
         f"dataset: unknown data set {str(name)!r}; {did_you_mean(name, known)} "
-        f"(or the path of a {', '.join(readers)} file)"
+        f"(or the path of a {', '.join(readers)} file, or of CIFAR-10's folder)"
     )
 
 
@@ -362,6 +383,58 @@ def _read_npz(path: Path, label: str) -> Dataset:
             f"dataset: {path}: expected one array beside {label!r}, got {', '.join(x) or 'none'}"
         )
     return Dataset.from_arrays(x.popitem()[1], arrays[label], name=path.name)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickled arrays, numbers, strings and what holds them; calls nothing else."""
+
+    ALLOWED: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_cifar10(folder: Path) -> Dataset:
+    """Reads CIFAR-10's python batches: the test batch is the test split, as published."""
+    names = [path.name for path in sorted(folder.glob("data_batch_*"))]
+    if not names or not (folder / "test_batch").is_file():
+        raise LabkitError(
+            f"dataset: {str(folder)!r} is no folder of CIFAR-10: expected data_batch_1 … and "
+            "test_batch"
+        )
+    batches = [_read_cifar10_batch(folder / name) for name in [*names, "test_batch"]]
+    x = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([y for _, y in batches])
+    n_test = len(batches[-1][1])
+    labels, classes = _encode(labels, CIFAR10_CLASSES)
+    training = np.arange(len(labels) - n_test)
+    train_rows, val_rows = train_test_split(
+        training, test_size=0.1, stratify=labels[training], random_state=SPLIT_SEED
+    )
+    rows = train_rows, val_rows, np.arange(len(labels) - n_test, len(labels))
+    return Dataset(**_standardised(x, labels, rows), classes=classes, features=(), name="CIFAR-10")
+
+
+def _read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint8 images `[rows, 3, 32, 32]` and their labels."""
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="bytes").load()
+        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise LabkitError(f"dataset: {path} is no batch of CIFAR-10: {error}") from error
+    if len(images) != len(labels):
+        raise LabkitError(f"dataset: {path}: {len(images)} images, but {len(labels)} labels")
+    return images, labels
 
 
 def _check_label(path: Path, label: str, columns: list[str]) -> None:

@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from labkit.data import Dataset
+from labkit.models import MODELS
 
+# One input of each network that labkit knows by name.
+EXAMPLES = {
+    name: torch.zeros(1, 3, 32, 32) if name in ("vgg7", "resnet8") else torch.zeros(1, 16)
+    for name in MODELS
+}
 ROOT = Path(__file__).parent.parent
 REFERENCE_TOML = Path(__file__).parent / "data" / "reference.toml"
 

@@ -15,6 +15,7 @@ from labkit.errors import LabkitError
 from labkit.models import MODELS, get_model
 from labkit.multiplier import linear_multiplier_transform_pass
 from labkit.report import compare, layer_table, report_graph_analysis_pass
+from tests.conftest import EXAMPLES
 
 
 def scaled_toy(multiplier: int) -> nn.Module:
@@ -45,17 +46,17 @@ def test_true_shapes_cost_more_than_the_reference_counts() -> None:
     assert cost.total_flops == 512512 + 10 * 24 * 256
 
 
-def matmul_flops(model: nn.Module) -> int:
-    cost = total_cost(model)
-    return sum(layer.flops for layer in cost.layers if layer.type == "Linear")
+def matmul_flops(model: nn.Module, example_input: torch.Tensor) -> int:
+    cost = total_cost(model, example_input=example_input)
+    return sum(layer.flops for layer in cost.layers if layer.type in ("Linear", "Conv2d"))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_linear_layers_agree_with_pytorchs_counter(name: str) -> None:
-    model = get_model(name)
+def test_layers_with_weights_agree_with_pytorchs_counter(name: str) -> None:
+    model, x = get_model(name), EXAMPLES[name]
     with FlopCounterMode(display=False) as counter:
-        model(torch.randn(7, 16))
-    assert 2 * 7 * matmul_flops(model) == counter.get_total_flops()  # it counts a MAC as 2
+        model(x.expand(7, *x.shape[1:]))
+    assert 2 * 7 * matmul_flops(model, x) == counter.get_total_flops()  # it counts a MAC as 2
 
 
 def test_training_agrees_with_pytorchs_counter() -> None:
@@ -71,11 +72,12 @@ def test_training_agrees_with_pytorchs_counter() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_linear_and_norm_agree_with_thop(name: str) -> None:
     model = get_model(name)
-    kinds = ("Linear", *(kind.__name__ for kind in NORM_MODULES))
-    ours = sum(layer.flops for layer in total_cost(model).layers if layer.type in kinds)
-    theirs, parameters = thop.profile(get_model(name), (torch.zeros(1, 16),), verbose=False)
+    cost = total_cost(model, example_input=EXAMPLES[name])
+    kinds = ("Linear", "Conv2d", *(kind.__name__ for kind in NORM_MODULES))
+    ours = sum(layer.flops for layer in cost.layers if layer.type in kinds)
+    theirs, parameters = thop.profile(get_model(name), (EXAMPLES[name],), verbose=False)
     assert ours == theirs
-    assert total_cost(model).parameters == parameters
+    assert cost.parameters == parameters
 
 
 def test_functions_cost_as_their_modules_do() -> None:

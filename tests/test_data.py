@@ -1,5 +1,6 @@
 """Loading: small files in the layouts of the public data, and what is refused."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,3 +225,63 @@ def test_wrong_arrays_are_named(table: Table, change: Any, options: Any, message
 def test_unknown_names_are_refused(name: str, message: str) -> None:
     with pytest.raises(LabkitError, match=message):
         load_data(name)
+
+
+def test_digits_as_images_are_the_digits_enlarged() -> None:
+    images, flat = load_data("digits32"), load_data("digits")
+    assert images.x_train.shape == (len(flat.x_train), 3, 32, 32)
+    assert images.features == ()
+    corners = images.x_train[:, :, ::4, ::4]
+    assert torch.equal(images.y_train, flat.y_train)
+    for channel in range(3):
+        assert torch.equal(corners[:, channel].flatten(1), flat.x_train)
+
+
+def write_cifar_batch(path: Path, rows: int, seed: int) -> dict[bytes, Any]:
+    """Writes a batch as CIFAR-10 has it: a pickled dict with the keys of Python 2, bytes."""
+    rng = np.random.default_rng(seed)
+    batch = {
+        b"batch_label": b"a batch",
+        b"labels": [int(i % 10) for i in range(rows)],
+        b"data": rng.integers(0, 256, (rows, 3072), dtype=np.uint8),
+        b"filenames": [b"a.png"] * rows,
+    }
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    return batch
+
+
+def test_a_folder_of_cifar10s_python_batches_is_read(tmp_path: Path) -> None:
+    write_cifar_batch(tmp_path / "data_batch_1", 100, 1)
+    write_cifar_batch(tmp_path / "data_batch_2", 100, 2)
+    test = write_cifar_batch(tmp_path / "test_batch", 30, 3)
+    data = load_data(tmp_path)
+    assert data.x_train.shape == (180, 3, 32, 32)
+    assert (len(data.x_val), len(data.x_test)) == (20, 30)
+    assert data.classes[:2] == ("airplane", "automobile")
+    assert data.y_test.tolist() == test[b"labels"]
+    # Each pixel of the training split is standardised; the test split goes along.
+    assert data.x_train.mean(dim=0).abs().max() < 1e-6
+    torch.testing.assert_close(data.x_train.std(dim=0, correction=0), torch.ones(3, 32, 32))
+    raw = np.asarray(test[b"data"]).reshape(-1, 3, 32, 32)[:, 1, 5, 7]
+    assert np.corrcoef(raw, data.x_test[:, 1, 5, 7])[0, 1] == pytest.approx(1)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("run by unpickling",))
+
+
+def test_a_batch_that_would_run_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar_batch(tmp_path / "test_batch", 30, 0)
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": Payload()}))
+    with pytest.raises(LabkitError, match=r"no batch of CIFAR-10: it holds a builtins\.print"):
+        load_data(tmp_path)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "data_batch_1").write_bytes(b"text")
+    with pytest.raises(LabkitError, match="no batch of CIFAR-10"):
+        load_data(tmp_path)
+    (tmp_path / "data_batch_1").unlink()
+    with pytest.raises(LabkitError, match="expected data_batch_1"):
+        load_data(tmp_path)
