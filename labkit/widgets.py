@@ -35,8 +35,8 @@ from labkit.serving import open_study
 
 POLL_SECONDS = 1.0
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
-# The browser computes with percents of the range. Over a range of 8 they are exact; over another one
-# it would correct 1 to 0.99…9, and linked sliders would hand that on to each other and to the user's.
+# The browser computes with percents of the range. Over a range of 8 they are exact; over another
+# one it would correct 1 to 0.99…9, and linked sliders would hand that on, also to the user's own.
 MULTIPLIERS = {"min": 0.25, "max": 8.25, "step": 0.25}
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "bruteforce")
 
