@@ -268,76 +268,6 @@ class _Linear(nn.Module):
         return torch.baddbmm(self.bias[:, :, None], self.weight, x)
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalises each channel of `[candidates, channels, rows]` over the rows, scales and shifts.
-
-    PyTorch has no kernel for this layout; its batch normalisation is several times slower on it
-    than these few passes over the memory, and so is `addcmul` where it broadcasts.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mean = x.mean(dim=2)
-        centred = x - mean[..., None]
-        variance = torch.linalg.vecdot(centred, centred) / x.shape[2]
-        rstd = (variance + eps).rsqrt()
-        ctx.save_for_backward(centred, rstd, weight)
-        ctx.mark_non_differentiable(mean, variance)
-        y = centred * (rstd * weight)[..., None]
-        return y.add_(bias[..., None]), mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        centred, rstd, weight = ctx.saved_tensors
-        grad = grads[0]
-        grad_bias = grad.sum(dim=2)
-        grad_weight = torch.linalg.vecdot(grad, centred) * rstd
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            # grad less its mean and its part along `centred`, which the normalisation removes
-            rows = centred.shape[2]
-            grad_x = grad - centred * (rstd * grad_weight / rows)[..., None]
-            grad_x.sub_((grad_bias / rows)[..., None]).mul_((rstd * weight)[..., None])
-        return grad_x, grad_weight, grad_bias, None
-
-
-class _BatchNorm(nn.Module):
-    """`nn.BatchNorm1d` for each candidate: `[candidates, channels, rows]`.
-
-    Args:
-        module: One candidate's layer.
-        momentum: Its momentum.
-        tensors: Its parameters and buffers, of all candidates: `[candidates, channels]`.
-    """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-
-    def __init__(self, module: nn.BatchNorm1d, momentum: float, tensors: dict[str, Any]):
-        super().__init__()
-        self.eps, self.momentum = module.eps, momentum
-        self.weight, self.bias = tensors["weight"], tensors["bias"]
-        self.register_buffer("running_mean", tensors["running_mean"])
-        self.register_buffer("running_var", tensors["running_var"])
-        self.register_buffer("num_batches_tracked", copy.deepcopy(module.num_batches_tracked))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            scale = self.weight * (self.running_var + self.eps).rsqrt()
-            shift = self.bias - scale * self.running_mean
-            return torch.addcmul(shift[..., None], x, scale[..., None])
-        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            rows = x.shape[2]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
-            self.num_batches_tracked += 1
-        return y
-
-
 class _Stack:
     """Candidates as one network.
 
@@ -400,8 +330,6 @@ class _Stack:
             self.visit_linear(node, module, inputs[0])
         elif isinstance(module, CONVOLUTIONS) and known:
             self.visit_convolution(node, module, inputs[0])
-        elif isinstance(module, nn.BatchNorm1d) and known and not self.channels[inputs[0]].spatial:
-            self.visit_batch_norm(node, module, inputs[0])
         elif isinstance(module, CHANNELWISE) and known:
             self.visit_channelwise(node, module, inputs[0])
         elif isinstance(module, nn.Flatten) or node.target in RESHAPES:
@@ -488,18 +416,6 @@ class _Stack:
         if not before.spatial:
             self.node[source] = stacked
             self.node[node] = self.call(_unfold, self.node[node], self.size)
-
-    def visit_batch_norm(self, node: Node, module: nn.BatchNorm1d, source: Node) -> None:
-        before, momentum = self.channels[source], module.momentum
-        if module.weight is None or module.running_mean is None or momentum is None:
-            raise NotStackable(f"{describe(node)} has no weights or no moving statistics")
-
-        def build() -> nn.Module:
-            names = ("weight", "bias", "running_mean", "running_var")
-            tensors = {name: self.load(node, name, before.real) for name in names}
-            return _BatchNorm(module, momentum, tensors)
-
-        self.layer(node, build, before, before)
 
     def visit_reshape(self, node: Node, source: Node) -> None:
         before = self.channels[source]
@@ -639,7 +555,12 @@ def _fold(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unfold(x: torch.Tensor, candidates: int) -> torch.Tensor:
-    return x.view(candidates, -1, x.shape[-1])
+    """`[1, candidates · channels, rows]` → `[candidates, channels, rows]`, of what none else uses.
+
+    To autograd it is no view: working in place on a view, as a ReLU after a BatchNorm may, would
+    copy its gradient twice.
+    """
+    return torch.ops.aten._unsafe_view(x, [candidates, x.shape[1] // candidates, x.shape[2]])
 
 
 def _flatten(x: torch.Tensor, candidates: int) -> torch.Tensor:
