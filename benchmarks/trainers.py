@@ -23,6 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# Before torch, as in the labkit command: it sets how torch's threads wait.
+import labkit  # noqa: F401  # isort: skip
+
 import optuna
 import torch
 import torch.nn.functional as F

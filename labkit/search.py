@@ -42,7 +42,7 @@ from labkit.results import (
 )
 from labkit.runners import RUNNERS, BasicTrainSettings, Candidate, Metrics, basic_train
 from labkit.space import MAX_ENUMERATED, get_space, networks
-from labkit.stack import NotStackable, Trained, stack_width, train_stack
+from labkit.stack import NotStackable, Trained, stack_width, step_seconds, train_stack
 from labkit.train import check_fit
 
 # What may change between two runs that continue the same study.
@@ -125,7 +125,7 @@ class Search:
         if every_network or self.space.n_configurations <= MAX_ENUMERATED:
             self._networks = networks(self.space)
         self._ready: dict[Plan, Candidate] = {}  # trained along with others; see _rest_of_space
-        self._stackable = True
+        self._stackable: bool | None = None  # or as fast one by one; known once it was measured
         self._stopping = threading.Event()
         self.study = self._open_study(storage)
 
@@ -405,7 +405,7 @@ class Search:
         """Trains the candidates in stacks where it can; `basic_train` then finds them so."""
         settings = self._train_settings
         runs = [(candidate.plan, seed) for candidate in candidates for seed in candidate.seeds]
-        if settings is None or not self._stackable or len(runs) < 2:
+        if settings is None or self._stackable is False or len(runs) < 2:
             return  # a single one is as fast by the plain loop
 
         def on_epoch(metrics: list[Metrics]) -> None:
@@ -416,6 +416,15 @@ class Search:
         stacked: list[Trained] = []
         try:
             width = stack_width(self.model, plans, self.data, settings)
+            if self._stackable is None:
+                together, alone = step_seconds(self.model, plans[:width], self.data, settings)
+                self._stackable = together <= alone
+                if not self._stackable:
+                    bar.write(
+                        f"networks train one by one: a step of {len(plans[:width])} takes "
+                        f"{alone:.3g} s so, and {together:.3g} s in a stack"
+                    )
+                    return
             for start in range(0, len(runs), width):
                 stacked += train_stack(
                     self.model,

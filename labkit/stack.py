@@ -13,9 +13,11 @@ memory, which matters more to the speed than anything else.
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -45,6 +47,7 @@ from labkit.train import (
     make_scheduler,
     scores,
     stops_early,
+    train,
 )
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -222,6 +225,43 @@ def stack_width(
     return max(free // 2 // (2 * kept + 4 * parameters + 4 * logits), 1)
 
 
+def step_seconds(
+    model: nn.Module, plans: Sequence[Plan], data: Dataset, settings: TrainSettings
+) -> tuple[float, float]:
+    """Returns how long a training step of these candidates takes in one stack, and one by one.
+
+    Measured on a few steps of the stack, and of four of the candidates alone. A stack is usually
+    several times faster; but stacked convolutions are grouped ones, which a CPU computes slowly,
+    and where other programs keep its cores busy, the threads of a stack wait for each other.
+
+    Raises:
+        NotStackable: The network mixes channels.
+    """
+    rows = 3 * settings.batch_size  # the first step is slower than the others
+    few = replace(
+        data, x_train=data.x_train[:rows], y_train=data.y_train[:rows],
+        x_val=data.x_val[:2], y_val=data.y_val[:2],
+    )  # fmt: skip
+    once = settings.model_copy(update={"max_epochs": 1, "num_samples": None})
+
+    def fastest(run: Callable[[Callable[[], None]], object]) -> float:
+        times: list[float] = []
+
+        def on_step() -> None:
+            if data.x_train.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+        run(on_step)
+        return min((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+    together = fastest(lambda on_step: train_stack(model, plans, few, once, on_step=on_step))
+    sample = plans[:: -(-len(plans) // 4)]
+    networks = [apply(model, plan).to(data.x_train.device) for plan in sample]
+    alone = [fastest(lambda f, n=network: train(n, few, once, on_step=f)) for network in networks]  # type: ignore[misc]
+    return together, sum(alone) / len(alone) * len(plans)
+
+
 def why_not_stackable(model: nn.Module, data: Dataset) -> str | None:
     """Returns why candidates of this network cannot train together, or `None` if they can.
 
@@ -270,76 +310,6 @@ class _Linear(nn.Module):
         if self.bias is None:
             return torch.bmm(self.weight, x)
         return torch.baddbmm(self.bias[:, :, None], self.weight, x)
-
-
-class _Normalise(torch.autograd.Function):
-    """Normalises each channel of `[candidates, channels, rows]` over the rows, scales and shifts.
-
-    PyTorch has no kernel for this layout; its batch normalisation is several times slower on it
-    than these few passes over the memory, and so is `addcmul` where it broadcasts.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mean = x.mean(dim=2)
-        centred = x - mean[..., None]
-        variance = torch.linalg.vecdot(centred, centred) / x.shape[2]
-        rstd = (variance + eps).rsqrt()
-        ctx.save_for_backward(centred, rstd, weight)
-        ctx.mark_non_differentiable(mean, variance)
-        y = centred * (rstd * weight)[..., None]
-        return y.add_(bias[..., None]), mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        centred, rstd, weight = ctx.saved_tensors
-        grad = grads[0]
-        grad_bias = grad.sum(dim=2)
-        grad_weight = torch.linalg.vecdot(grad, centred) * rstd
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            # grad less its mean and its part along `centred`, which the normalisation removes
-            rows = centred.shape[2]
-            grad_x = grad - centred * (rstd * grad_weight / rows)[..., None]
-            grad_x.sub_((grad_bias / rows)[..., None]).mul_((rstd * weight)[..., None])
-        return grad_x, grad_weight, grad_bias, None
-
-
-class _BatchNorm(nn.Module):
-    """`nn.BatchNorm1d` for each candidate: `[candidates, channels, rows]`.
-
-    Args:
-        module: One candidate's layer.
-        momentum: Its momentum.
-        tensors: Its parameters and buffers, of all candidates: `[candidates, channels]`.
-    """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-
-    def __init__(self, module: nn.BatchNorm1d, momentum: float, tensors: dict[str, Any]):
-        super().__init__()
-        self.eps, self.momentum = module.eps, momentum
-        self.weight, self.bias = tensors["weight"], tensors["bias"]
-        self.register_buffer("running_mean", tensors["running_mean"])
-        self.register_buffer("running_var", tensors["running_var"])
-        self.register_buffer("num_batches_tracked", copy.deepcopy(module.num_batches_tracked))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            scale = self.weight * (self.running_var + self.eps).rsqrt()
-            shift = self.bias - scale * self.running_mean
-            return torch.addcmul(shift[..., None], x, scale[..., None])
-        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            rows = x.shape[2]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
-            self.num_batches_tracked += 1
-        return y
 
 
 class _Stack:
@@ -404,8 +374,6 @@ class _Stack:
             self.visit_linear(node, module, inputs[0])
         elif isinstance(module, CONVOLUTIONS) and known:
             self.visit_convolution(node, module, inputs[0])
-        elif isinstance(module, nn.BatchNorm1d) and known and not self.channels[inputs[0]].spatial:
-            self.visit_batch_norm(node, module, inputs[0])
         elif isinstance(module, CHANNELWISE) and known:
             self.visit_channelwise(node, module, inputs[0])
         elif isinstance(module, nn.Flatten) or node.target in RESHAPES:
@@ -492,18 +460,6 @@ class _Stack:
         if not before.spatial:
             self.node[source] = stacked
             self.node[node] = self.call(_unfold, self.node[node], self.size)
-
-    def visit_batch_norm(self, node: Node, module: nn.BatchNorm1d, source: Node) -> None:
-        before, momentum = self.channels[source], module.momentum
-        if module.weight is None or module.running_mean is None or momentum is None:
-            raise NotStackable(f"{describe(node)} has no weights or no moving statistics")
-
-        def build() -> nn.Module:
-            names = ("weight", "bias", "running_mean", "running_var")
-            tensors = {name: self.load(node, name, before.real) for name in names}
-            return _BatchNorm(module, momentum, tensors)
-
-        self.layer(node, build, before, before)
 
     def visit_reshape(self, node: Node, source: Node) -> None:
         before = self.channels[source]
@@ -643,7 +599,12 @@ def _fold(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unfold(x: torch.Tensor, candidates: int) -> torch.Tensor:
-    return x.view(candidates, -1, x.shape[-1])
+    """`[1, candidates · channels, rows]` → `[candidates, channels, rows]`, of what none else uses.
+
+    To autograd it is no view: working in place on a view, as a ReLU after a BatchNorm may, would
+    copy its gradient twice.
+    """
+    return torch.ops.aten._unsafe_view(x, [candidates, x.shape[1] // candidates, x.shape[2]])
 
 
 def _flatten(x: torch.Tensor, candidates: int) -> torch.Tensor:

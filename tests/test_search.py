@@ -285,6 +285,7 @@ def test_bruteforce_trains_every_network_once_and_ends(
 def test_a_round_trains_its_networks_together(
     tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.modules["labkit.search"], "step_seconds", lambda *_: (1, 2))
     rounds: list[int] = []
 
     def spy(model: nn.Module, plans: list[Plan], *args: Any, **options: Any) -> list[Trained]:
@@ -312,6 +313,7 @@ def test_a_round_trains_its_networks_together(
 def test_a_stop_within_a_round_ends_all_its_trials(
     tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.modules["labkit.search"], "step_seconds", lambda *_: (1, 2))
     tables["search"]["strategy"]["setup"] |= {"n_trials": 12, "n_jobs": 6}
     run = Search(tables, data=blobs, folder=tmp_path)
 
@@ -339,6 +341,30 @@ def test_a_network_that_mixes_channels_trains_one_by_one(
     assert len(results.networks) == 3
     printed = "".join(capsys.readouterr())
     assert printed.count("train one by one: '_1' (LayerNorm) mixes channels") == 1
+
+
+def test_networks_train_one_by_one_where_that_is_faster(
+    tables: dict[str, Any], blobs: Dataset, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    timed: list[int] = []
+
+    def step_seconds(model: nn.Module, plans: list[Plan], *_: Any) -> tuple[float, float]:
+        timed.append(len(plans))
+        return 0.5, 0.25
+
+    def train_stack(*_: Any, **__: Any) -> None:
+        raise AssertionError("a stack was trained")
+
+    monkeypatch.setattr(sys.modules["labkit.search"], "step_seconds", step_seconds)
+    monkeypatch.setattr(sys.modules["labkit.search"], "train_stack", train_stack)
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 8, "n_jobs": 4, "sampler": "bruteforce"}
+    results = search(tables, data=blobs, progress=False)
+    assert len(results.networks) == 8
+    assert timed == [4]  # once a search
+    printed = "".join(capsys.readouterr())
+    expected = "networks train one by one: a step of 4 takes 0.25 s so, and 0.5 s in a stack"
+    assert printed.count(expected) == 1
 
 
 def test_a_sum_is_one_objective(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Stacked training against the training of each candidate alone."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply, initialise
-from labkit.stack import NotStackable, _Stack, stack_width, train_stack, why_not_stackable
+from labkit.stack import (
+    NotStackable,
+    _Stack,
+    stack_width,
+    step_seconds,
+    train_stack,
+    why_not_stackable,
+)
 from labkit.train import TrainSettings, batches, evaluate, train
 
 
@@ -265,3 +274,30 @@ def test_the_width_of_a_stack_is_what_half_the_free_memory_holds(
     assert width(2**31) == pytest.approx(2 * width(2**30), rel=0.01)
     # The activations of the widest network, at least: 16 + 3 · 64 + 2 · 64 + 5 channels.
     assert 1 < width(2**30) < 2**29 / (64 * 4 * (16 + 5 * 64))
+
+
+def test_a_step_is_timed_in_a_stack_and_one_by_one(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps_of(seconds: float) -> Callable[..., None]:
+        def run(*args: Any, on_step: Callable[[], None], **options: Any) -> None:
+            for factor in (4, 1, 1):
+                on_step()
+                time.sleep(factor * seconds)
+
+        return run
+
+    monkeypatch.setattr("labkit.stack.train_stack", steps_of(0.1))
+    monkeypatch.setattr("labkit.stack.train", steps_of(0.05))
+    timed = step_seconds(get_model("jsc-toy"), toy_plans(), blobs, TrainSettings())
+    assert timed == pytest.approx((0.1, 16 * 0.05), rel=0.5)
+
+
+def test_a_timed_step_trains_the_candidates_themselves(blobs: Dataset) -> None:
+    model, plans = get_model("jsc-toy"), toy_plans()
+    wide = [plan for plan in plans if plan.widths[0][1] == 64]
+    together, alone = step_seconds(model, wide, blobs, TrainSettings(batch_size=32))
+    assert together > 0
+    assert alone > 0
+    # One batch alone leaves no step to time; then the stack is preferred.
+    assert step_seconds(model, wide, blobs, TrainSettings(batch_size=10_000)) == (0, 0)

@@ -1,0 +1,258 @@
+"""How much of the exhaustive front a search finds for its training budget, by sampler.
+
+    python benchmarks/budgets.py
+
+Trains every network of two spaces once, in stacks, and keeps its accuracy after each epoch in
+`build/budgets-NAME.npz`: minutes, once. Searches are then simulated by looking up, in rounds of 16,
+with no network trained twice, as `labkit.search` does. Halving is MO-ASHA in such rounds
+(Schmucker et al. 2021, arXiv:2106.12639): rungs of 1, 3 and 9 epochs; of all networks that reached
+a rung, the better third goes on, by non-dominated sorting and then crowding distance (NSGA-II, Deb
+et al. 2002). A network counts with the accuracy that it has at the epochs that it got.
+
+Prints the table, and draws `benchmarks/budgets.png`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+import pandas as pd
+import plotly.express as px
+import torch
+from torch import nn
+
+from labkit.config import load_config
+from labkit.cost import total_cost
+from labkit.data import load_data
+from labkit.hypervolume import dominated_volume
+from labkit.models import get_model
+from labkit.multiplier import Plan, apply
+from labkit.plots import save_image
+from labkit.search import make_sampler
+from labkit.space import SearchSpaceBase, get_space, networks
+from labkit.stack import train_stack
+from labkit.train import TrainSettings
+
+ROOT = Path(__file__).parent.parent
+RUNGS = (1, 3, 9)  # epochs
+SETTINGS = TrainSettings(max_epochs=RUNGS[-1], num_samples=20_000)
+ROUND = 16
+SEEDS = 10
+MULTIPLIERS = [0.5, 1, 1.5, 2, 2.5, 3, 4]
+# Of the table, in trainings of one network to the end.
+BUDGETS = {"report": (2, 4, 8, 16), "four hidden layers": (16, 32, 64, 128, 256, 480)}
+
+Floats = npt.NDArray[np.float64]
+Step = tuple[int, int, int]  # epochs trained so far by the search; a network; its epochs
+
+
+def four_hidden_layers() -> nn.Module:
+    """Returns a network for the jets whose hidden layers all have 8 channels."""
+    widths = [16, 8, 8, 8, 8]
+    hidden = [
+        layer
+        for before, after in itertools.pairwise(widths)
+        for layer in (nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(*hidden, nn.Linear(widths[-1], 5))
+
+
+def make_space(name: str) -> tuple[nn.Module, SearchSpaceBase]:
+    """Returns one of the two spaces, and its network."""
+    if name == "report":
+        model = get_model("jsc-toy")
+        table = load_config(ROOT / "configs" / "jsc_toy.toml").search.search_space
+        return model, get_space(table.name)(model, table.setup, table.seed)
+    model = four_hidden_layers()
+    options = {"config": {"name": ["output_only"], "channel_multiplier": MULTIPLIERS}}
+    layers = [str(index) for index in (0, 3, 6, 9)]
+    seed = {"default": {"config": {"name": ["NA"]}}} | dict.fromkeys(layers, options)
+    space = get_space("transform/linear_channel_multiplier")
+    return model, space(model, {"by": "name"}, seed)
+
+
+class Table(NamedTuple):
+    """What training every network of a space gave.
+
+    Attributes:
+        space: The space.
+        index: Network → its row.
+        accuracy: `[networks, epochs]`, on the validation split.
+        flops: `[networks]`, inference.
+    """
+
+    space: SearchSpaceBase
+    index: dict[Plan, int]
+    accuracy: Floats
+    flops: Floats
+
+    def losses(self, rows: list[int], epochs: list[int]) -> Floats:
+        """Returns `[rows, 2]`, to be minimised: 1 is the worst of the space, 0 the best."""
+        final = self.accuracy[:, -1]
+        accuracy = self.accuracy[rows, np.array(epochs, int) - 1]
+        return np.column_stack(
+            [
+                (final.max() - accuracy) / np.ptp(final),
+                (self.flops[rows] - self.flops.min()) / np.ptp(self.flops),
+            ]
+        )
+
+
+def _train(name: str, plans: list[Plan]) -> list[list[float]]:
+    torch.set_num_threads(1)
+    model, _ = make_space(name)
+    trained = train_stack(model, plans, load_data("jsc"), SETTINGS)
+    return [[metrics["accuracy"] for metrics in each.history] for each in trained]
+
+
+def make_table(name: str) -> Table:
+    """Returns the table of a space, trained where it is not yet in `build/`."""
+    model, space = make_space(name)
+    plans = list(networks(space))
+    path = ROOT / "build" / f"budgets-{name.replace(' ', '-')}.npz"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        # Wide networks beside wide ones, so that little is padding.
+        order = sorted(range(len(plans)), key=lambda row: sorted(w for _, w in plans[row].widths))
+        stacks = [order[start : start + ROUND] for start in range(0, len(order), ROUND)]
+        jobs = [(name, [plans[row] for row in rows]) for rows in stacks]
+        flops = [total_cost(apply(model, plan)).total_flops for plan in plans]
+        accuracy = np.empty((len(plans), SETTINGS.max_epochs))
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            accuracy[order] = np.concatenate(pool.starmap(_train, jobs, chunksize=1))
+        np.savez_compressed(path, accuracy=accuracy, flops=flops)
+    kept = np.load(path)
+    index = {plan: row for row, plan in enumerate(plans)}
+    return Table(space, index, kept["accuracy"], kept["flops"].astype(float))
+
+
+def one_by_one(n: int) -> Iterator[Step]:
+    """Trains the space's first networks to the end, in the order in which brute force does."""
+    for row in range(n):
+        yield (row + 1) * RUNGS[-1], row, RUNGS[-1]
+
+
+def sampled(table: Table, sampler: str, seed: int) -> Iterator[Step]:
+    """Asks one of Optuna's samplers, as `labkit.search` does."""
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed)
+    )
+    spent, known = 0, set[int]()
+    while len(known) < len(table.index):
+        for trial in [study.ask(table.space.distributions) for _ in range(ROUND)]:
+            row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
+            study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
+            if row not in known:
+                known.add(row)
+                spent += RUNGS[-1]
+                yield spent, row, RUNGS[-1]
+
+
+def halving(table: Table, seed: int) -> Iterator[Step]:
+    """Starts random networks and promotes the better third of each rung."""
+    untried = random.Random(seed).sample(range(len(table.index)), len(table.index))
+    reached: dict[int, int] = {}  # network → epochs
+    spent = 0
+    while untried:
+        for row in untried[:ROUND]:
+            reached[row] = RUNGS[0]
+            spent += RUNGS[0]
+            yield spent, row, RUNGS[0]
+        untried = untried[ROUND:]
+        for low, high in itertools.pairwise(RUNGS):
+            rows = [row for row, epochs in reached.items() if epochs >= low]
+            best = _best_first(table.losses(rows, [low] * len(rows)))[: len(rows) // 3]
+            for row in (rows[position] for position in best):
+                if reached[row] == low:
+                    reached[row] = high
+                    spent += high - low
+                    yield spent, row, high
+
+
+def _best_first(losses: Floats) -> list[int]:
+    """Returns the rows of `[points, axes]` by NSGA-II's order: fronts, each by crowding."""
+    dominates = (losses[:, None] <= losses).all(2) & (losses[:, None] < losses).any(2)
+    left = np.arange(len(losses))
+    order: list[int] = []
+    while len(left):
+        on_front = ~dominates[np.ix_(left, left)].any(axis=0)
+        front, left = left[on_front], left[~on_front]
+        crowding = np.zeros(len(front))
+        for values in losses[front].T:
+            by_value = values.argsort()
+            padded = np.concatenate([[-np.inf], values[by_value], [np.inf]])
+            crowding[by_value] += padded[2:] - padded[:-2]
+        order += front[(-crowding).argsort(kind="stable")].tolist()
+    return order
+
+
+def shares(table: Table, steps: Iterator[Step], budgets: list[int]) -> list[float]:
+    """Returns the share of the exhaustive front's hypervolume at each budget, in epochs."""
+    worst = np.ones(2)
+    every = list(range(len(table.index)))
+    whole = dominated_volume(table.losses(every, [RUNGS[-1]] * len(every)), worst)
+    reached: dict[int, int] = {}
+    found = []
+    step = next(steps, None)
+    for budget in budgets:
+        while step is not None and step[0] <= budget:
+            reached[step[1]] = step[2]
+            step = next(steps, None)
+        losses = table.losses(list(reached), list(reached.values()))
+        found.append(dominated_volume(losses, worst) / whole if reached else 0.0)
+    return found
+
+
+def simulate(name: str, seed: int) -> pd.DataFrame:
+    """Returns one row a way of searching and budget: the share found with this seed."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    table = make_table(name)
+    last = BUDGETS[name][-1]
+    trainings = sorted({*BUDGETS[name], *np.geomspace(1, last, 25).astype(int).tolist()})
+    ways = {
+        "TPE": sampled(table, "tpe", seed),
+        "random": sampled(table, "random", seed),
+        "halving": halving(table, seed),
+        "exhaustive": one_by_one(last),
+    }
+    budgets = [n * RUNGS[-1] for n in trainings]
+    rows: list[dict[str, Any]] = [
+        {"space": name, "search": way, "seed": seed, "trainings": n, "share": share}
+        for way, steps in ways.items()
+        for n, share in zip(trainings, shares(table, steps, budgets))
+    ]
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Prints the tables and draws the figure."""
+    for name in BUDGETS:
+        make_table(name)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        jobs = list(itertools.product(BUDGETS, range(SEEDS)))
+        found = pd.concat(pool.starmap(simulate, jobs, chunksize=1))
+    for name, budgets in BUDGETS.items():
+        chosen = found[(found["space"] == name) & found["trainings"].isin(budgets)]
+        spread = chosen.groupby(["search", "trainings"])["share"].agg(["mean", "std"])
+        cells = spread.apply(lambda row: f"{row['mean']:.3f} ± {row['std']:.3f}", axis=1)
+        print(f"\n{name}\n\n{cells.unstack().to_markdown()}")
+    mean = found.groupby(["space", "search", "trainings"], as_index=False)["share"].mean()
+    figure = px.line(
+        mean, x="trainings", y="share", color="search", facet_col="space", log_x=True,
+        labels={"trainings": "budget, trainings of one network", "share": "share of hypervolume"},
+        title=f"Share of the exhaustive front's hypervolume; means of {SEEDS} seeds",
+    )  # fmt: skip
+    figure.update_xaxes(matches=None)
+    save_image(figure, ROOT / "benchmarks" / "budgets.png")
+
+
+if __name__ == "__main__":
+    main()
