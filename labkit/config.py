@@ -91,7 +91,8 @@ class SearchConfig(_Table):
         accelerator: `cpu`, `cuda` (or `gpu`), or `auto`: CUDA where there is any.
         project: The name of the study.
         seed: Of everything that is random.
-        load_name: A checkpoint of trained weights, for `basic_evaluation`.
+        load_name: A checkpoint of trained weights, for `basic_evaluation`, and for
+            `basic_train` with `weights = "keep"`.
         load_type: What kind it is; the kinds that need unpickling are refused.
         search: The search itself.
     """

@@ -23,7 +23,7 @@ from torch import nn
 from labkit.cost import total_cost
 from labkit.data import Dataset
 from labkit.errors import LabkitError, did_you_mean
-from labkit.multiplier import Plan, initialise
+from labkit.multiplier import Plan, Weights, initialise
 from labkit.train import TrainSettings, evaluate, train
 
 Metrics = dict[str, float]
@@ -122,10 +122,13 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
         data_loader: Which split to train on; the report's configuration names it, and there is
             only one choice.
         replicates: How often each network is trained, with the seeds from the configuration's on.
+        weights: What a network starts with: `fresh` weights, or those of the checkpoint `load_name`
+            of the original network, carried over to the new widths (`keep`).
     """
 
     data_loader: Literal["train_dataloader"] = "train_dataloader"
     replicates: int = Field(1, ge=1)
+    weights: Weights = "fresh"
 
 
 @register_runner(
@@ -134,7 +137,7 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
     ("loss", "accuracy", "accuracy_macro", "train_loss", "train_accuracy"),
 )
 def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
-    """Trains the candidate from fresh weights, unless a stack has done so.
+    """Trains the candidate from fresh or from kept weights, unless a stack has done so.
 
     Returns:
         loss, accuracy and accuracy_macro on the validation split after the last epoch, and
@@ -151,7 +154,7 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
         models = [candidate.model, *others]
         candidate.histories = [
             train(
-                initialise(model, seed),
+                initialise(model, seed) if settings.weights == "fresh" else model,
                 candidate.data,
                 settings,
                 seed=seed,

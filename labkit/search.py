@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import signal
@@ -40,7 +41,14 @@ from labkit.results import (
     save_network,
     write_tables,
 )
-from labkit.runners import RUNNERS, BasicTrainSettings, Candidate, Metrics, basic_train
+from labkit.runners import (
+    RUNNERS,
+    BasicTrainSettings,
+    Candidate,
+    Metrics,
+    basic_train,
+    load_weights,
+)
 from labkit.space import MAX_ENUMERATED, get_space, networks
 from labkit.stack import NotStackable, Trained, stack_width, step_seconds, train_stack
 from labkit.train import check_fit
@@ -114,6 +122,11 @@ class Search:
         if data is None:
             data = load_data(self.config.dataset, label=self.config.label)
         check_fit(self.model.cpu(), data)
+        if self._train_settings is not None and self._train_settings.weights == "keep":
+            if self.config.load_name is None:
+                raise LabkitError("load_name: weights = 'keep' needs the path of a checkpoint")
+            self.model = copy.deepcopy(self.model)  # the user's own keeps the weights it has
+            load_weights(self.model, self.config.load_name)
         self.data = data.to(self.device)
         space = self.config.search.search_space
         self.space = get_space(space.name)(
@@ -432,6 +445,7 @@ class Search:
                     self.data,
                     settings,
                     seeds[start : start + width],
+                    weights=settings.weights,
                     on_epoch=on_epoch,
                     on_step=self._check_stop,
                 )
@@ -472,7 +486,12 @@ class Search:
             bar.set_postfix_str(f"{name}, epoch {len(epochs)}: accuracy {metrics['accuracy']:.3f}")
 
         return Candidate(
-            model=apply(self.model, plan, channels=self.space.channels).to(self.device),
+            model=apply(
+                self.model,
+                plan,
+                channels=self.space.channels,
+                weights=self._train_settings.weights if self._train_settings else "fresh",
+            ).to(self.device),
             original=self.model,
             plan=plan,
             data=self.data,

@@ -36,7 +36,7 @@ from labkit.channels import (
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.graph import describe, trace
-from labkit.multiplier import Plan, apply, initialise
+from labkit.multiplier import Plan, Weights, apply, initialise
 from labkit.train import (
     EVALUATION_ROWS,
     TrainSettings,
@@ -99,13 +99,15 @@ def train_stack(
     settings: TrainSettings | None = None,
     seeds: int | Sequence[int] = 0,
     *,
+    weights: Weights = "fresh",
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains candidates together, each from the weights and to the weights of its training alone.
 
     Candidate `k` ends as `initialise(apply(model, plans[k]), seeds[k])` would under
-    `train(…, seed=seeds[k])`, within float rounding; with Dropout the masks are others, of the same
+    `train(…, seed=seeds[k])`, or with `weights="keep"` as `apply(model, plans[k], weights="keep")`
+    would, within float rounding; with Dropout the masks are others, of the same
     distribution.
 
     Args:
@@ -115,6 +117,7 @@ def train_stack(
         settings: By default `TrainSettings()`.
         seeds: Of each candidate, or one for all. Equal seeds share the order of the rows, which is
             faster.
+        weights: As `labkit.multiplier.apply` takes it.
         on_epoch: Called after every epoch with the metrics of every candidate that still trains.
         on_step: Called before every step; what it raises ends the training.
 
@@ -130,9 +133,10 @@ def train_stack(
     if len(seeds) != len(plans):
         raise LabkitError(f"seeds: expected one or {len(plans)}, one a plan, got {len(seeds)}")
     channels = find_channels(model, data.x_val[:1])
+    networks = [apply(model, plan, channels=channels, weights=weights) for plan in plans]
     candidates = [
-        initialise(apply(model, plan, channels=channels).to(data.x_train.device), seed)
-        for plan, seed in zip(plans, seeds)
+        (network if weights == "keep" else initialise(network, seed)).to(data.x_train.device)
+        for network, seed in zip(networks, seeds)
     ]
     check_fit(candidates[0], data)
     stack = _Stack(candidates, data.x_val[:2])
@@ -257,7 +261,8 @@ def step_seconds(
 
     together = fastest(lambda on_step: train_stack(model, plans, few, once, on_step=on_step))
     sample = plans[:: -(-len(plans) // 4)]
-    networks = [apply(model, plan).to(data.x_train.device) for plan in sample]
+    channels = find_channels(model, data.x_val[:1])
+    networks = [apply(model, plan, channels=channels).to(data.x_train.device) for plan in sample]
     alone = [fastest(lambda f, n=network: train(n, few, once, on_step=f)) for network in networks]  # type: ignore[misc]
     return together, sum(alone) / len(alone) * len(plans)
 

@@ -447,6 +447,29 @@ def test_evaluation_of_a_checkpoint_trains_nothing(
         assert failures.str.contains("holds another network").all()
 
 
+def test_training_may_start_from_a_checkpoint(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    model = get_model("jsc-toy")
+    train(initialise(model, 0), blobs, TrainSettings(max_epochs=5, learning_rate=1e-2))
+    torch.save(model.state_dict(), tmp_path / "trained.pt")
+    trainer = tables["search"]["strategy"]["sw_runner"]["basic_train"]
+    trainer |= {"weights": "keep", "learning_rate": 1e-9}
+    with pytest.raises(LabkitError, match="load_name: weights = 'keep' needs the path"):
+        Search(tables, data=blobs)
+    results = search(
+        tables | {"load_name": str(tmp_path / "trained.pt")}, data=blobs, progress=False
+    )
+    # Only wider networks are in the space, and so small steps change none but its running
+    # statistics: all compute what the original does after the same steps.
+    small_steps = TrainSettings(max_epochs=1, learning_rate=1e-9)
+    expected = train(model, blobs, small_steps, seed=42)[-1]["loss"]
+    assert expected < 1.3  # fresh networks begin at about log(5) = 1.6
+    losses = results.networks["loss"].tolist()
+    assert len(losses) > 1
+    assert losses == pytest.approx([expected] * len(losses), abs=1e-4)
+
+
 def test_a_pickled_checkpoint_is_refused(
     tables: dict[str, Any], blobs: Dataset, tmp_path: Path
 ) -> None:
