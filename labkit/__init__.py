@@ -9,7 +9,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 from labkit.data import Dataset, load_data
 from labkit.errors import LabkitError
 from labkit.models import get_model
-from labkit.multiplier import linear_multiplier_transform_pass
+from labkit.multiplier import (
+    channel_multiplier_transform_pass,
+    linear_multiplier_transform_pass,
+)
 from labkit.results import Results, load_best
 from labkit.search import Search, search
 from labkit.serving import dashboard
@@ -19,6 +22,7 @@ __all__ = [
     "LabkitError",
     "Results",
     "Search",
+    "channel_multiplier_transform_pass",
     "dashboard",
     "get_model",
     "linear_multiplier_transform_pass",

@@ -22,12 +22,13 @@ from torch import nn
 
 from labkit.channels import find_channels
 from labkit.config import SearchConfig, load_config, to_tables, with_overrides
+from labkit.cost import total_cost
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import SkippedRequest, apply, resolve
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
-from labkit.report import compare, html_table, layer_table
+from labkit.report import compare, html_table
 from labkit.results import INTERRUPTED, Results, plan_of
 from labkit.runners import BasicComputationsSettings, BasicTrainSettings
 from labkit.search import Search
@@ -77,6 +78,7 @@ class LayerExplorer(ipw.VBox):
             cost_options.setdefault("shapes_from", model)
         self._model, self._cost_options = model, cost_options
         self._channels = channels = find_channels(model, cost_options.get("example_input"))
+        self._cost = total_cost(model, **cost_options)
         self._sliders: dict[tuple[str, str], ipw.FloatSlider] = {}
         self._notes: dict[tuple[str, str], ipw.HTML] = {}
         self.totals, self.table = ipw.HTML(), ipw.HTML()
@@ -137,13 +139,10 @@ class LayerExplorer(ipw.VBox):
             refused = (s for s in plan.skipped if s.startswith(f"{layer} {side} × "))
             note.value = "".join(map(_message, refused))
         comparison = compare(self._model, network, **self._cost_options)
-        before, after = (
-            layer_table(model, **self._cost_options).loc["total"]
-            for model in (self._model, network)
-        )
+        after = total_cost(network, **self._cost_options)
         self.totals.value = "; ".join(
-            f"{AXIS_TITLES.get(f'total_{name}', name)}: {before[name]:,} → <b>{after[name]:,}</b>"
-            for name in ("flops", "bitops", "parameters")
+            f"{AXIS_TITLES[name]}: {getattr(self._cost, name):,} → <b>{getattr(after, name):,}</b>"
+            for name in ("total_flops", "total_bitops", "parameters")
         )
         self.table.value = html_table(comparison)
         _update(self.figure, network_drawing(comparison))
