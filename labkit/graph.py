@@ -160,10 +160,11 @@ def is_shape(shape: Any) -> bool:
     return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
 
 
-def inputs_of(example_input: Example) -> tuple[torch.Tensor, ...]:
+def _inputs_of(model: nn.Module, example_input: Example) -> tuple[torch.Tensor, ...]:
     """Returns an example as a tuple of inputs, each of two rows, so that a batch shows as one."""
     inputs = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
-    return tuple(x[:1].expand(2, *x.shape[1:]).clone() for x in inputs)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return tuple(x[:1].expand(2, *x.shape[1:]).clone().to(device) for x in inputs)
 
 
 def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule:
@@ -187,7 +188,7 @@ def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule
     try:
         if example_input is None:
             return model if isinstance(model, GraphModule) else symbolic_trace(model)
-        return GraphModule(model, _Tracer(inputs_of(example_input)).trace(model))
+        return GraphModule(model, _Tracer(_inputs_of(model, example_input)).trace(model))
     except LabkitError:
         raise
     # Tracing runs the user's own forward function, which may raise anything.

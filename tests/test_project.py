@@ -4,6 +4,7 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from labkit import load_best
+from labkit import get_model, load_best
 from labkit.cli import main
+from labkit.space import get_space
 from tests.conftest import ROOT
 
 CONDA_NAMES = {"pytorch": "torch", "python-kaleido": "kaleido"}
@@ -96,6 +98,24 @@ def test_the_readmes_example_runs() -> None:
     names = {"x": rng.normal(size=(300, 8)) + y[:, None], "y": y}
     exec(compile(blocks[1], "README.md", "exec"), names)
     assert len(names["results"].trials) == 10  # type: ignore[attr-defined]
+
+
+def test_the_readmes_wider_network_computes_what_the_trained_one_does() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {"trained": get_model("resnet8"), "images": torch.randn(2, 3, 32, 32)}
+    exec(compile(blocks[2], "README.md", "exec"), names)
+    wider, trained, images = (names[name] for name in ("wider", "trained", "images"))
+    assert (trained.stem.out_channels, wider.stem.out_channels) == (16, 32)
+    torch.testing.assert_close(wider.eval()(images), trained.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_readmes_space_is_one() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    table = tomllib.loads(block.replace("layer1_*", "stages_0_*"))["search"]["search_space"]
+    space = get_space(table["name"])(
+        get_model("resnet8"), table["setup"], table["seed"], torch.zeros(1, 3, 32, 32)
+    )
+    assert space.n_configurations == 3**2  # the block's own width, and that of its shortcut
 
 
 @pytest.mark.slow

@@ -8,8 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from labkit import get_model, linear_multiplier_transform_pass, search
+from labkit import (
+    channel_multiplier_transform_pass,
+    get_model,
+    linear_multiplier_transform_pass,
+    search,
+)
+from labkit.cost import total_cost
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.search import Search
@@ -64,6 +71,20 @@ def test_explorer_says_what_cannot_be_met() -> None:
     assert "the width stays 16 because" in explorer._notes["seq_blocks_2", "input"].value
     explorer._sliders["seq_blocks_2", "input"].value = 1
     assert explorer._notes["seq_blocks_2", "input"].value == ""
+
+
+def test_explorer_of_a_network_with_shortcuts() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    explorer = LayerExplorer(get_model("resnet8"), example_input=image)
+    explorer._sliders["stages_1_shortcut_0", "output"].value = 0.5
+    assert explorer._sliders["stages_1_conv2", "output"].value == 0.5
+    assert explorer._sliders["stages_2_conv1", "input"].value == 0.5
+    assert explorer._sliders["stages_1_conv1", "output"].value == 1
+    network, _ = channel_multiplier_transform_pass(
+        get_model("resnet8"), explorer.pass_config, example_input=image
+    )
+    cost = total_cost(network, example_input=image)
+    assert f"<b>{cost.parameters:,}</b>" in explorer.totals.value
 
 
 def test_controls_make_the_configuration(panel: SearchPanel) -> None:
