@@ -68,6 +68,11 @@ class _Value(Proxy):
             return iter([items[index] for index in range(len(self.value))])
         return super().__iter__()
 
+    def __len__(self) -> int:
+        if isinstance(self.value, tuple | list):
+            return len(self.value)
+        return super().__len__()
+
 
 class _Tracer(Tracer):
     """Traces a network while it runs on an example, so that code may look at shapes.
