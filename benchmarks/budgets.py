@@ -46,6 +46,7 @@ RUNGS = (1, 3, 9)  # epochs
 SETTINGS = TrainSettings(max_epochs=RUNGS[-1], num_samples=20_000)
 ROUND = 16
 SEEDS = 10
+TRIALS = 640  # of one search: a sampler asks for networks again that are known
 MULTIPLIERS = [0.5, 1, 1.5, 2, 2.5, 3, 4]
 # Of the table, in trainings of one network to the end.
 BUDGETS = {"report": (2, 4, 8, 16), "four hidden layers": (16, 32, 64, 128, 256, 480)}
@@ -146,7 +147,7 @@ def sampled(table: Table, sampler: str, seed: int) -> Iterator[Step]:
         directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed)
     )
     spent, known = 0, set[int]()
-    while len(known) < len(table.index):
+    while len(study.trials) < TRIALS:
         for trial in [study.ask(table.space.distributions) for _ in range(ROUND)]:
             row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
             study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
