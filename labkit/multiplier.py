@@ -354,10 +354,9 @@ def apply(
 
 def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
     """Returns the resized network with the numbers in its code that the widths ask for."""
+    # Also those that stay as they are: half of another width may be what the code computes.
     wanted = {
-        (literal.node, literal.path): _value(literal, widths)
-        for literal in channels.literals
-        if _value(literal, widths) != _value(literal, {})
+        (literal.node, literal.path): _value(literal, widths) for literal in channels.literals
     }
     if not wanted:
         return model
