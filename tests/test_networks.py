@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_pruning
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
@@ -322,3 +323,49 @@ def test_parts_of_a_split_layer_are_groups_of_their_own() -> None:
     assert info.plan.to_dict() == {"first[0:2]": 2, "first[2:6]": 8}
     assert (new.first.out_features, new.a.in_features, new.b.in_features) == (10, 2, 8)
     torch.testing.assert_close(new(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+# Those that Torch-Pruning takes: it does not know Embedding, and hangs on channel shuffles.
+PRUNABLE = sorted(CASES.keys() - {"text", "shufflenet", "shufflenet2"})
+
+
+def by_torch_pruning(model: nn.Module, inputs: Inputs, path: str, kept: int) -> nn.Module:
+    """Returns the network in which a layer puts out so many channels, and all others follow."""
+    model = copy.deepcopy(model)
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs)
+    layer = model.get_submodule(path)
+    match layer:
+        case nn.Linear():
+            prune, n = torch_pruning.prune_linear_out_channels, layer.out_features
+        case nn.ConvTranspose2d() | nn.Conv2d():
+            prune, n = torch_pruning.prune_conv_out_channels, layer.out_channels
+        case _:
+            raise AssertionError(layer)
+    graph.get_pruning_group(layer, prune, idxs=list(range(kept, n))).prune()
+    return model
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_torch_pruning_shrinks_to_the_same_widths(name: str) -> None:
+    model, inputs = network(name)
+    channels = find_channels(model, inputs)
+    paths = {node.name: str(node.target) for node in channels.traced.graph.nodes}
+    compared = broken = 0
+    for group in channels.free:
+        # Parts of a layer are what it cannot shrink alone, and it halves what comes in groups.
+        if group.name not in paths or group.multiple > 1 or group.width < 2:
+            continue
+        kept = group.width // 2
+        pass_config = one(group.name, kept / group.width)
+        ours, _ = scaled(model, pass_config, inputs)
+        theirs = by_torch_pruning(model, inputs, paths[group.name], kept)
+        try:
+            theirs.eval()(*inputs)
+        except RuntimeError:  # it has broken the network, as it does behind slices and PReLUs
+            broken += 1
+            continue
+        modules = dict(theirs.named_modules())
+        for path, module in ours.named_modules():
+            assert widths(module) == widths(modules[path]), (group.name, path)
+        compared += 1
+    assert compared > broken
