@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from labkit.channels import find_channels
+from labkit.channels import ChannelGroup, find_channels
 from labkit.cost import total_cost
 from labkit.graph import layer_nodes, trace
 
@@ -51,15 +51,22 @@ def layer_table(model: nn.Module, **cost_options: Any) -> pd.DataFrame:
 
     Returns:
         A table indexed by fx name with the columns type, in, out (channels; missing where a layer
-        has none), parameters, flops, bitops, and share (of all FLOPs, 0 to 1).
+        has none), group (of the channels that it puts out; see `labkit.channels`), parameters,
+        flops, bitops, and share (of all FLOPs, 0 to 1).
     """
     cost = total_cost(model, **cost_options)
     channels = find_channels(model, cost_options.get("example_input"))
+
+    def groups_of(layer: str) -> tuple[ChannelGroup, ...]:
+        side = channels.outputs.get(layer)
+        return side.groups if side is not None else ()
+
     rows = {
         layer.name: {
             "type": layer.type,
             "in": getattr(channels.inputs.get(layer.name), "width", None),
             "out": getattr(channels.outputs.get(layer.name), "width", None),
+            "group": ", ".join(group.name for group in groups_of(layer.name)),
             "parameters": layer.parameters,
             "flops": layer.flops,
             "bitops": layer.bitops,
@@ -69,6 +76,7 @@ def layer_table(model: nn.Module, **cost_options: Any) -> pd.DataFrame:
     }
     rows["total"] = {
         "type": "",
+        "group": "",
         "parameters": cost.parameters,
         "flops": cost.total_flops,
         "bitops": cost.total_bitops,

@@ -20,7 +20,7 @@ import torch
 import traitlets
 from torch import nn
 
-from labkit.channels import find_channels
+from labkit.channels import channel_groups, find_channels
 from labkit.config import SearchConfig, load_config, to_tables, with_overrides
 from labkit.cost import total_cost
 from labkit.data import Dataset
@@ -107,7 +107,11 @@ class LayerExplorer(ipw.VBox):
             slider.observe(self._redraw, "value")
         self.figure = go.FigureWidget(network_drawing(compare(model, model, **cost_options)))
         self._redraw()
-        super().__init__([*rows, self.totals, self.figure, self.table])
+        groups = ipw.Accordion(
+            [ipw.HTML(html_table(channel_groups(channels)))],
+            titles=["Channel groups: who must agree, and what is fixed"],
+        )
+        super().__init__([*rows, self.totals, self.figure, self.table, groups])
 
     @property
     def pass_config(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_the_sliders_of_a_network(lab: str, page: Page) -> None:
     focused = page.locator(".widget-hslider:has(:focus)")
     expect(focused).to_contain_text("seq_blocks_2 output")  # the next one down
     darken(page)
-    explorer.locator(".labkit table").scroll_into_view_if_needed()
+    explorer.locator(".labkit table").first.scroll_into_view_if_needed()
     shoot(page, "6-explorer-dark")
 
 

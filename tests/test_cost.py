@@ -162,6 +162,7 @@ def test_the_layer_table_adds_up() -> None:
     for column in ("parameters", "flops", "bitops", "share"):
         assert layers[column].sum() == pytest.approx(total[column])
     assert tuple(table.loc["seq_blocks_5", ["in", "out"]]) == (8, 32)
+    assert table["group"].to_dict()["seq_blocks_6"] == "seq_blocks_5"
 
 
 def test_compare_shows_what_changed() -> None:
