@@ -35,7 +35,7 @@ from labkit.data import load_data
 from labkit.hypervolume import dominated_volume
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
-from labkit.plots import save_image
+from labkit.plots import TEMPLATE, save_image
 from labkit.search import make_sampler
 from labkit.space import SearchSpaceBase, get_space, networks
 from labkit.stack import train_stack
@@ -247,11 +247,12 @@ def main() -> None:
         print(f"\n{name}\n\n{cells.unstack().to_markdown()}")
     mean = found.groupby(["space", "search", "trainings"], as_index=False)["share"].mean()
     figure = px.line(
-        mean, x="trainings", y="share", color="search", facet_col="space", log_x=True,
+        mean, x="trainings", y="share", color="search", line_dash="search", facet_col="space",
+        log_x=True, template=TEMPLATE,
         labels={"trainings": "budget, trainings of one network", "share": "share of hypervolume"},
         title=f"Share of the exhaustive front's hypervolume; means of {SEEDS} seeds",
     )  # fmt: skip
-    figure.update_xaxes(matches=None)
+    figure.update_xaxes(matches=None, dtick="D2")
     save_image(figure, ROOT / "benchmarks" / "budgets.png")
 
 

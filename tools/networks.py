@@ -105,8 +105,10 @@ def widened(name: str) -> str:
     new, info = labkit_scales(model, x, 1.5)
     before, after = run(model, x), run(new, x)
     difference = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before))
-    answer = f"{'yes' if difference < EXACT else 'NO'}, {difference:.0e}"
-    return "; ".join([answer, *info.inexact])
+    exact = difference < EXACT
+    if exact != (not info.inexact):
+        return f"WRONG: {difference:.0e}, but: {info.inexact}"
+    return f"exactly: {difference:.0e}" if exact else f"runs; not exact: {info.inexact[0]}"
 
 
 def halved(name: str, halve: Callable[[nn.Module, torch.Tensor], nn.Module]) -> str:
@@ -117,7 +119,7 @@ def halved(name: str, halve: Callable[[nn.Module, torch.Tensor], nn.Module]) -> 
     new = halve(model, x)
     after = run(new, x)
     works = shapes == [y.shape for y in after] and all(y.isfinite().all() for y in after)
-    return f"{'yes' if works else 'NO'}, {n_parameters(new) / size:.0%}"
+    return f"yes: {n_parameters(new) / size:.0%}" if works else "NO: it does not run any more"
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -126,9 +128,9 @@ def n_parameters(model: nn.Module) -> int:
 
 
 COLUMNS: dict[str, Callable[[str], str]] = {
-    "labkit × 1.5 (difference)": widened,
-    "labkit × 0.5 (parameters)": partial(halved, halve=labkit_halves),
-    "Torch-Pruning × 0.5 (parameters)": partial(halved, halve=torch_pruning_halves),
+    "labkit widens × 1.5": widened,
+    "labkit shrinks × 0.5": partial(halved, halve=labkit_halves),
+    "Torch-Pruning shrinks × 0.5": partial(halved, halve=torch_pruning_halves),
 }
 
 
