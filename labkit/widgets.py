@@ -35,6 +35,9 @@ from labkit.serving import open_study
 
 POLL_SECONDS = 1.0
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
+# The browser computes with percents of the range. Over a range of 8 they are exact; over another
+# it would correct 1 to 0.99…9, and linked sliders would set each other back to that.
+MULTIPLIERS = {"min": 0.25, "max": 8.25, "step": 0.25}
 SAMPLERS = ("tpe", "random", "nsgaii", "nsgaiii", "qmc", "bruteforce")
 
 
@@ -87,9 +90,7 @@ class LayerExplorer(ipw.VBox):
             ):
                 if layer not in layers:
                     continue
-                slider = _labelled(
-                    ipw.FloatSlider, f"{layer} {side} ×", value=1, min=0.25, max=8, step=0.25
-                )
+                slider = _labelled(ipw.FloatSlider, f"{layer} {side} ×", value=1, **MULTIPLIERS)
                 note = ipw.HTML(layout=ipw.Layout(max_width="45em"))
                 self._sliders[layer, side], self._notes[layer, side] = slider, note
                 rows.append(ipw.HBox([slider, note]))
@@ -109,8 +110,8 @@ class LayerExplorer(ipw.VBox):
         config: dict[str, Any] = {"by": "name", "default": {"config": {"name": "NA"}}}
         wanted: dict[str, dict[str, float]] = {}
         for (layer, side), slider in self._sliders.items():
-            if (multiplier := round(slider.value, 2)) != 1:  # the browser's 1 is 0.99…9
-                wanted.setdefault(layer, {})[side] = multiplier
+            if slider.value != 1:
+                wanted.setdefault(layer, {})[side] = slider.value
         for layer, sides in wanted.items():
             name = "both" if len(sides) == 2 else f"{next(iter(sides))}_only"
             config[layer] = {

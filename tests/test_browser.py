@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.conftest import ROOT
 
+expect.set_options(timeout=30_000)  # a machine may be busy; what must be quick says so itself
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -122,6 +124,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
+    shoot(page, "0-last-seen")
     assert errors == []
 
 

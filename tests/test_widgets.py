@@ -47,6 +47,17 @@ def test_explorer_links_the_sides_that_share_channels() -> None:
     assert "parameters: 327 → <b>455</b>" in explorer.totals.value
 
 
+def test_explorers_sliders_keep_their_values_in_the_browser() -> None:
+    slider = LayerExplorer(get_model("jsc-toy"))._sliders["seq_blocks_5", "output"]
+    extent = slider.max - slider.min
+    step = slider.step * 100 / extent
+    value = slider.min
+    while value <= slider.max:  # noUiSlider: to percents, to the nearest step, and back
+        percents = round((value - slider.min) * 100 / extent / step) * step
+        assert percents * extent / 100 + slider.min == value
+        value += slider.step
+
+
 def test_explorer_says_what_cannot_be_met() -> None:
     explorer = LayerExplorer(get_model("jsc-toy"))
     explorer._sliders["seq_blocks_2", "input"].value = 2
