@@ -420,6 +420,9 @@ class _Analysis:
             if isinstance(module, nn.GroupNorm) and not follows_its_input(module):
                 self.mix(node, before, averages=True)
         lay.join(x[axis], before)
+        if not isinstance(module, BATCH_NORMS):
+            for space in x[axis + 1 :]:
+                lay.fix(space, f"it is space to {describe(node)}")
         return [
             after if i == axis else kept if lay.size(kept) == shape[i] else self.sized(shape[i])
             for i, kept in enumerate(x)
@@ -652,14 +655,15 @@ class _Analysis:
             if merged is None:
                 return None  # channels times channels
             where = [sizes[i][0] if by_number else None for i in after]
-            result += self.dealt(merged, [shape[i] for i in after], where)
+            as_image = len(x) == 2 and after.start == 1  # from features to channels and space
+            result += self.dealt(merged, [shape[i] for i in after], where, as_image)
         for size, axis, (given, path) in zip(shape, result, sizes):
             if given == size and isinstance(given, int) and lay.free(axis):
                 self.literal(node, path, axis)
         return result
 
-    def dealt(self, axis: Layout, sizes: Sequence[int], given: Sequence[Any]) -> Axes:
-        """Returns an axis as several, of which one has the channels."""
+    def dealt(self, axis: Layout, sizes: Sequence[int], given: Sequence[Any], first: bool) -> Axes:
+        """Returns an axis as several, of which one has the channels: the first, where asked."""
         if len(sizes) == 1:
             return [axis]
         # The one whose size the code read off a tensor or left open; else the first that can be.
@@ -669,7 +673,10 @@ class _Analysis:
             for i in range(len(sizes))
             if all(term.inner % math.prod(sizes[i + 1 :]) == 0 for term in lay.expand(axis))
         ]
-        at = derived[0] if len(derived) == 1 else possible[0] if possible else len(sizes) - 1
+        if len(derived) == 1:
+            at = derived[0]
+        else:
+            at = 0 if first else possible[0] if possible else len(sizes) - 1
         axis = lay.without_inner(axis, math.prod(sizes[at + 1 :]))
         axis = lay.split_evenly(axis, math.prod(sizes[:at]))
         return [*map(self.sized, sizes[:at]), axis, *map(self.sized, sizes[at + 1 :])]

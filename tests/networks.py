@@ -287,6 +287,19 @@ class Text(nn.Module):
         return self.fc(x.reshape(x.size(0), -1))
 
 
+class Generator(nn.Module):
+    """Features `[batch, 7]` to an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(7, 6 * 4 * 4), nn.BatchNorm2d(6)
+        self.up, self.out = nn.ConvTranspose2d(6, 4, 4, 2, 1), nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.fc(x).view(-1, 6, 4, 4)).relu()
+        return self.out(F.interpolate(self.up(x).tanh(), scale_factor=2)).sigmoid()
+
+
 class TwoEnds(nn.Module):
     """An image and features `[batch, 4]` in, two outputs out."""
 
@@ -363,6 +376,7 @@ CASES = {
     "splits": Case(Splits),
     "norms": Case(Norms),
     "text": Case(Text, lambda batch: (torch.randint(11, (batch, 12)),)),
+    "generator": Case(Generator, lambda batch: (torch.randn(batch, 7),)),
     "two ends": Case(TwoEnds, lambda batch: (*images(batch), torch.randn(batch, 4))),
     "shared": Case(Shared),
     "prelu": Case(prelu),
