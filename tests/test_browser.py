@@ -81,8 +81,8 @@ def shoot(page: Page, name: str) -> None:
 
 def open_notebook(page: Page, link: str, name: str) -> None:
     page.goto(f"{link}/lab/tree/notebooks/{name}?reset")
-    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    idle.wait_for(state="attached", timeout=90_000)
+    # Not the notebook's indicator: it is idle before there is a kernel, and then nothing would run.
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
     page.get_by_role("button", name="No", exact=True).click()  # no news of Jupyter
     page.wait_for_timeout(2000)  # the kernel is idle before the widget manager is ready
 
@@ -90,10 +90,9 @@ def open_notebook(page: Page, link: str, name: str) -> None:
 def run_all(page: Page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-    page.wait_for_timeout(2000)  # the indicator is idle until the first cell begins
-    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute(
-        "data-status", "idle", timeout=120_000
-    )
+    indicator = page.locator(".jp-Notebook-ExecutionIndicator")
+    expect(indicator).to_have_attribute("data-status", "busy")
+    expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)
 
 
 def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
