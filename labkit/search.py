@@ -401,7 +401,7 @@ class Search:
             reason = f"{type(error).__name__}: {error}"
             self._fail(trial.number, reason)
             running.discard(trial.number)
-            bar.write(f"trial {trial.number} failed: {reason}")
+            _say(bar, f"trial {trial.number} failed: {reason}")
 
     def _rest_of_space(self, known: Set[Plan], n_untrained: int, n_running: int) -> list[Plan]:
         """Returns all other networks of the space, where they may as well train now.
@@ -433,9 +433,10 @@ class Search:
                 together, alone = step_seconds(self.model, plans[:width], self.data, settings)
                 self._stackable = together <= alone
                 if not self._stackable:
-                    bar.write(
+                    _say(
+                        bar,
                         f"networks train one by one: a step of {len(plans[:width])} takes "
-                        f"{alone:.3g} s so, and {together:.3g} s in a stack"
+                        f"{alone:.3g} s so, and {together:.3g} s in a stack",
                     )
                     return
             for start in range(0, len(runs), width):
@@ -453,12 +454,12 @@ class Search:
             raise
         except NotStackable as reason:
             self._stackable = False
-            bar.write(f"networks train one by one: {reason}")
+            _say(bar, f"networks train one by one: {reason}")
             return
         except (
             Exception
         ) as error:  # of one network, or out of memory: alone, each says what is wrong
-            bar.write(f"{len(runs)} networks train one by one: {type(error).__name__}: {error}")
+            _say(bar, f"{len(runs)} networks train one by one: {type(error).__name__}: {error}")
             return
         remaining = iter(stacked)
         for candidate in candidates:
@@ -587,7 +588,7 @@ class Search:
                                 metrics = basic_train(candidate, settings)
                             except LabkitError as error:
                                 diverged.add(trial.number)
-                                bar.write(f"trial {trial.number}, seed {seed}: {error}")
+                                _say(bar, f"trial {trial.number}, seed {seed}: {error}")
                             # Tests pair replicates by their place, so none may be skipped.
                             if trial.number not in diverged:
                                 replicates[trial.number].append(metrics)
@@ -632,6 +633,12 @@ def search(
     return Search(config, model=model, data=data, folder=folder, storage=storage).run(
         progress=progress
     )
+
+
+def _say(bar: tqdm, text: str) -> None:
+    """Writes a line above a progress bar, where one is shown."""
+    if not bar.disable:
+        bar.write(text)
 
 
 def _device(accelerator: str) -> torch.device:

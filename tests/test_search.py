@@ -337,7 +337,7 @@ def test_a_network_that_mixes_channels_trains_one_by_one(
     }
     tables["search"]["strategy"]["setup"] |= {"n_trials": 6, "n_jobs": 6, "sampler": "bruteforce"}
     model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
-    results = search(tables, model=model, data=blobs, progress=False)
+    results = search(tables, model=model, data=blobs)
     assert len(results.networks) == 3
     printed = "".join(capsys.readouterr())
     assert printed.count("train one by one: '_1' (LayerNorm) mixes channels") == 1
@@ -359,7 +359,7 @@ def test_networks_train_one_by_one_where_that_is_faster(
     monkeypatch.setattr(sys.modules["labkit.search"], "step_seconds", step_seconds)
     monkeypatch.setattr(sys.modules["labkit.search"], "train_stack", train_stack)
     tables["search"]["strategy"]["setup"] |= {"n_trials": 8, "n_jobs": 4, "sampler": "bruteforce"}
-    results = search(tables, data=blobs, progress=False)
+    results = search(tables, data=blobs)
     assert len(results.networks) == 8
     assert timed == [4]  # once a search
     printed = "".join(capsys.readouterr())
