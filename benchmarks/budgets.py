@@ -147,7 +147,7 @@ def sampled(table: Table, sampler: str, seed: int) -> Iterator[Step]:
         directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed)
     )
     spent, known = 0, set[int]()
-    while len(study.trials) < TRIALS:
+    while len(known) < len(table.index) and len(study.trials) < TRIALS:
         for trial in [study.ask(table.space.distributions) for _ in range(ROUND)]:
             row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
             study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
