@@ -70,7 +70,7 @@ def constant(size: int, why: str, unknown: bool = False) -> Layout:
     return (Term(Var(size, why, unknown)),)
 
 
-def size(layout: Layout) -> int:
+def size(layout: Iterable[Term]) -> int:
     """Returns the elements of an axis."""
     return sum(term.size for term in layout)
 
@@ -94,7 +94,7 @@ def free(layout: Layout) -> bool:
     return any(term.var.fixed is None for term in expand(layout))
 
 
-def fix(layout: Layout, why: str, unknown: bool = False) -> None:
+def fix(layout: Iterable[Term], why: str, unknown: bool = False) -> None:
     """Keeps an axis as it is."""
     for term in expand(layout):
         term.var.fix(why, unknown)
@@ -184,17 +184,24 @@ def product(outer: Layout, inner: Layout) -> Layout | None:
 def without_inner(layout: Layout, n: int) -> Layout:
     """Returns the layout of an axis `[layout, n]` that was flattened."""
     parts: list[Term] = []
-    for term in expand(layout):
-        if term.inner % n == 0:
-            parts.append(Term(term.var, term.inner // n, term.ordered))
-            continue
+    cut: list[Term] = []  # terms whose channels do not make whole ones of the axis by themselves
+    rest = list(layout)
+    while rest:
+        rest[:1] = expand(rest[:1])  # a variable that comes twice may be defined by now
+        term = rest.pop(0)
         common = math.gcd(term.inner, n)
         block = n // common  # channels that make one of the axis
-        if term.var.size % block:
-            fix((term,), "its channels are cut in the middle")
-            parts.append(Term(Var(term.size // n, term.var.fixed)))
+        if not cut and term.var.size % block == 0:
+            var = term.var
+            if block > 1:
+                var = Var(term.var.size // block)
+                term.var.define((Term(var, block),))
+            parts.append(Term(var, term.inner // common, term.ordered))
             continue
-        var = Var(term.var.size // block)
-        term.var.define((Term(var, block),))
-        parts.append(Term(var, term.inner // common, term.ordered))
+        cut.append(term)
+        if size(cut) % n == 0:
+            why = "its channels are cut in the middle"
+            fix(cut, why)
+            parts.append(Term(Var(size(cut) // n, why)))
+            cut = []
     return tuple(parts)

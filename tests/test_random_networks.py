@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -279,3 +280,38 @@ def test_random_networks_under_random_plans(program: Program, data: st.DataObjec
     for node in traced.graph.nodes:
         if node.name in shapes:
             assert node.meta["tensor_meta"].shape[1:] == shapes[node.name], node.name
+
+
+class Dealt(nn.Module):
+    """Features of two layers, or of one layer twice, become an image."""
+
+    def __init__(self, widths: list[int], order: list[int]):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, width) for width in widths)
+        self.order, self.n_channels = order, sum(widths[i] for i in order) // 4
+        self.conv = nn.Conv2d(self.n_channels, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [layer(x) for layer in self.layers]
+        y = torch.cat([features[i] for i in self.order], 1)
+        return self.conv(y.view(-1, self.n_channels, 2, 2)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("widths", "order", "scaled"), [([2, 6], [0, 1], [2, 6]), ([8], [0, 0], [16])]
+)
+def test_features_that_share_a_channel_of_an_image_stay(
+    widths: list[int], order: list[int], scaled: list[int]
+) -> None:
+    model, x = Dealt(widths, order).double(), torch.randn(3, 5, dtype=torch.float64)
+    request = {"name": "output_only", "channel_multiplier": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedRequest)
+        new, _ = channel_multiplier_transform_pass(
+            model,
+            {"by": "type", "default": {"config": request}},
+            example_input=x,
+            weights="keep",
+        )
+    assert [m.out_features for m in new.modules() if isinstance(m, nn.Linear)] == scaled
+    torch.testing.assert_close(new(x), model(x), rtol=1e-9, atol=1e-9)
