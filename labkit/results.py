@@ -166,10 +166,12 @@ class Results:
     def counts(self) -> str:
         """Returns how many trials there were, and what became of them, in words."""
         n_failed = int((self.trials["state"] == "FAIL").sum())
+        n_running = int((self.trials["state"] == "RUNNING").sum())
         n_looked_up = int((self.trials["source"] == LOOKED_UP).sum())
         return (
             f"{len(self.trials)} trials: {len(self.networks)} networks trained, "
             f"{n_looked_up} looked up, {n_failed} failed"
+            + (f", {n_running} running" if n_running else "")
         )
 
     def _repr_html_(self) -> str:

@@ -96,7 +96,7 @@ class LayerExplorer(ipw.VBox):
                     continue
                 (group,) = groups
                 slider = _labelled(ipw.FloatSlider, f"{layer} {side} ×", value=1, **MULTIPLIERS)
-                note = ipw.HTML(layout=ipw.Layout(max_width="45em"))
+                note = ipw.HTML(layout=ipw.Layout(max_width="45em", flex="1"))
                 self._sliders[layer, side], self._notes[layer, side] = slider, note
                 rows.append(ipw.HBox([slider, note]))
                 if group.name in first_of:

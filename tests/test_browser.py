@@ -145,6 +145,8 @@ def test_the_sliders_of_a_network(lab: str, page: Page) -> None:
     expect(explorer.get_by_text("parameters: 327 → 455")).to_be_visible()
     press_key(page, "seq_blocks_2 input", "ArrowRight", 1)
     expect(explorer.get_by_text("the width stays 16 because")).to_be_visible()
+    widths = page.locator(".widget-hslider").evaluate_all("all => all.map(one => one.offsetWidth)")
+    assert len(set(widths)) == 1  # the note leaves its slider the room
     shoot(page, "5-explorer")
     page.keyboard.press("Tab")  # to its number, which can be typed
     page.keyboard.press("Tab")

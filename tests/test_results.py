@@ -40,6 +40,14 @@ def test_elapsed_is_the_time_in_which_the_search_ran() -> None:
     assert trials["seconds"][1] == 10
 
 
+def test_counts_add_up_while_a_search_runs() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    add(study, 0, 10)
+    study.ask()
+    counts = Results.from_study(study).counts()
+    assert counts == "2 trials: 1 networks trained, 0 looked up, 0 failed, 1 running"
+
+
 def test_the_front_is_read_from_cheap_to_dear_with_its_spread_and_widths() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     study.set_user_attr("objectives", {"accuracy": "maximize", "total_flops": "minimize"})
