@@ -17,6 +17,7 @@ TABLE_STYLE = """<style>
 .labkit table {border-collapse: collapse}
 .labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
 .labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}
+.labkit thead tr th {text-align: right}
 .labkit tbody th {text-align: left}
 </style>"""
 
