@@ -319,6 +319,15 @@ def saved_networks(folder: Path) -> set[int]:
     }
 
 
+def recorded_example(record: Mapping[str, Any]) -> torch.Tensor | None:
+    """Returns one input of the shape that a record names; `None` for a record that names none.
+
+    Those are from before shapes were kept, and of networks whose first layer tells it.
+    """
+    shape = record.get("input_shape")
+    return None if shape is None else torch.zeros(1, *shape)
+
+
 def load_best(
     folder: str | Path, number: int | None = None, *, model: nn.Module | None = None
 ) -> nn.Module:
@@ -348,7 +357,8 @@ def load_best(
     if model is None:
         model = get_model(load_config(folder / "config.toml").model)
     chosen = described[number]
-    example_input = torch.zeros(1, *chosen["input_shape"])
-    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example_input)
+    network = apply(
+        model, Plan(tuple(chosen["plan"].items())), example_input=recorded_example(chosen)
+    )
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")
     return network.eval()

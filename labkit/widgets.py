@@ -29,7 +29,7 @@ from labkit.models import get_model
 from labkit.multiplier import SkippedRequest, apply, resolve
 from labkit.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
 from labkit.report import compare, html_table
-from labkit.results import INTERRUPTED, Results, plan_of
+from labkit.results import INTERRUPTED, Results, plan_of, recorded_example
 from labkit.runners import BasicComputationsSettings, BasicTrainSettings
 from labkit.search import Search
 from labkit.serving import open_study
@@ -279,7 +279,7 @@ class StudyPanel(_LivePanel):
         about = self.study.user_attrs["about"]
         self._cost_options = {
             "convention": about["convention"] or "inference",
-            "example_input": torch.zeros(1, *about["input_shape"]),
+            "example_input": recorded_example(about),
         } | cost_options
         self._start(self._watch)
 

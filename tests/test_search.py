@@ -136,6 +136,11 @@ def test_a_network_of_the_front_comes_back_as_it_was(
         assert evaluate(network, blobs.x_val, blobs.y_val)["accuracy"] == row["accuracy"]
     most_accurate = results.front["accuracy"].max()
     assert evaluate(load_best(tmp_path), blobs.x_val, blobs.y_val)["accuracy"] == most_accurate
+    for path in (tmp_path / "best").glob("*.json"):  # as written before shapes were kept
+        record = json.loads(path.read_text())
+        del record["input_shape"]
+        path.write_text(json.dumps(record))
+    assert evaluate(load_best(tmp_path), blobs.x_val, blobs.y_val)["accuracy"] == most_accurate
     with pytest.raises(LabkitError, match="trial 999 is not on the front; expected one of"):
         load_best(tmp_path, 999)
     with pytest.raises(LabkitError, match="holds no trained networks"):
