@@ -23,6 +23,11 @@ from torch.fx import GraphModule, Node
 
 from labkit import layout as lay
 from labkit.graph import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    INSTANCE_NORMS,
+    SCALABLE_MODULES,
+    TRANSPOSED_CONVOLUTIONS,
     Example,
     Size,
     describe,
@@ -33,14 +38,6 @@ from labkit.graph import (
 )
 from labkit.layout import Layout, Term, Var
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# What has widths of its own on each side: the layers that a configuration can scale.
-SCALABLE_MODULES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Embedding)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-# One parameter (or running statistic) a channel.
-CHANNELWISE_MODULES = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -83,7 +80,7 @@ SHAPE_PRESERVING_METHODS = {
     "square", "clamp", "clamp_", "softmax", "log_softmax", "add", "add_", "sub", "sub_", "mul",
     "mul_", "div", "div_", "contiguous", "clone", "detach", "float", "double", "pow",
 }  # fmt: skip
-# In what is read from dataclasses below: an axis is a layout, a tensor a list of axes.
+# What a tensor's axes are made of.
 Axes = list[Layout]
 
 
@@ -110,6 +107,11 @@ class ChannelGroup:
     readers: tuple[str, ...]
     fixed: str | None
     unknown: bool = False
+
+    @property
+    def n_units(self) -> int:
+        """How many times the width has what it is a multiple of: what copies are made of."""
+        return self.width // self.multiple
 
 
 @dataclass(frozen=True)
@@ -264,12 +266,10 @@ def channel_groups(
 def follows_its_input(module: nn.Module) -> bool:
     """Returns whether a layer has one group of channels for each channel: a depthwise layer."""
     match module:
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            return module.groups == module.in_channels > 1
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            return module.groups == module.in_channels > 1
         case nn.GroupNorm():
             return module.num_groups == module.num_channels
+        case _ if isinstance(module, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
+            return module.groups == module.in_channels > 1
     return False
 
 
@@ -278,14 +278,7 @@ def _sides(module: nn.Module) -> tuple[Layout, Layout] | None:
     match module:
         case nn.Linear():
             return (Term(Var(module.in_features)),), (Term(Var(module.out_features)),)
-        case (
-            nn.Conv1d()
-            | nn.Conv2d()
-            | nn.Conv3d()
-            | nn.ConvTranspose1d()
-            | nn.ConvTranspose2d()
-            | nn.ConvTranspose3d()
-        ):
+        case _ if isinstance(module, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
             before, after, groups = module.in_channels, module.out_channels, module.groups
             if follows_its_input(module):
                 var = Var(before)
@@ -391,7 +384,7 @@ class _Analysis:
             self.mix(node, x[1 if module.dim is None else module.dim], averages=False)
             return list(x)
         if isinstance(module, SPATIAL_MODULES):
-            return self.spatial(x, shape, _spatial_rank(type(module).__name__))
+            return self.spatial(x, shape, _spatial_rank(module))
         match module:
             case nn.Upsample():
                 return self.spatial(x, shape, len(shape) - 2)
@@ -414,7 +407,7 @@ class _Analysis:
             if isinstance(module, nn.LayerNorm):
                 self.mix(node, before, averages=True)
         elif isinstance(module, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS + INSTANCE_NORMS):
-            axis = len(x) - 1 - _spatial_rank(type(module).__name__, module)
+            axis = len(x) - 1 - _spatial_rank(module)
         else:
             axis = min(1, len(x) - 1)
             if isinstance(module, nn.GroupNorm) and not follows_its_input(module):
@@ -477,7 +470,7 @@ class _Analysis:
         return [*kept, *map(self.sized, shape[len(kept) :])]
 
     def pooled(self, node: Node, inputs: list[Any]) -> Axes | None:
-        return self.spatial(inputs[0], node.meta["shape"], _spatial_rank(node.target.__name__))  # type: ignore[union-attr]
+        return self.spatial(inputs[0], node.meta["shape"], _spatial_rank(node.target))
 
     def interpolated(self, node: Node, inputs: list[Any]) -> Axes | None:
         return self.spatial(inputs[0], node.meta["shape"], len(inputs[0]) - 2)
@@ -579,7 +572,7 @@ class _Analysis:
         keep = bool(_argument(node, 2, "keepdim", False))
         if dims is None or not is_shape(shape):
             return None
-        dims = {dim % len(x) for dim in ((dims,) if isinstance(dims, int) else dims)}
+        dims = {dim % len(x) for dim in _as_tuple(dims)}
         for dim in dims:
             if lay.free(x[dim]):
                 name = getattr(node.target, "__name__", str(node.target))
@@ -789,10 +782,10 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _spatial_rank(name: str, module: nn.Module | None = None) -> int:
-    """Returns how many last axes a layer works on, which is in its name: 2 for `Conv2d`."""
-    names = [name, *(kind.__name__ for kind in type(module).__mro__ if module is not None)]
-    found = (re.search(r"(\d)d$", name) for name in names)
+def _spatial_rank(called: Any) -> int:
+    """Returns how many last axes a layer or function works on: 2 for `Conv2d`, as its name says."""
+    named = type(called).__mro__ if isinstance(called, nn.Module) else (called,)
+    found = (re.search(r"(\d)d$", each.__name__) for each in named)
     return next(int(match[1]) for match in found if match)
 
 
@@ -830,12 +823,12 @@ Rule = Callable[[_Analysis, Node, list[Any]], Any]
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(SHAPE_PRESERVING_FUNCTIONS | SHAPE_PRESERVING_METHODS, _Analysis.elementwise),
     **dict.fromkeys(POOLING_FUNCTIONS, _Analysis.pooled),
-    **dict.fromkeys([F.interpolate], _Analysis.interpolated),
-    **dict.fromkeys([F.pad], _Analysis.padded),
+    F.interpolate: _Analysis.interpolated,
+    F.pad: _Analysis.padded,
     **dict.fromkeys([torch.cat, torch.concat], _Analysis.concatenated),
     **dict.fromkeys([torch.chunk, "chunk"], _Analysis.chunked),
     **dict.fromkeys([torch.split, "split"], _Analysis.split),
-    **dict.fromkeys([operator.getitem], _Analysis.item),
+    operator.getitem: _Analysis.item,
     **dict.fromkeys(
         [torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"],
         _Analysis.reduced,

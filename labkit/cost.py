@@ -38,21 +38,27 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.channels import (
-    BATCH_NORMS,
     CHANNEL_DROPOUTS,
-    CHANNELWISE_MODULES,
-    CONVOLUTIONS,
     ELEMENTWISE_MODULES,
-    INSTANCE_NORMS,
     POOLING_FUNCTIONS,
     POOLING_MODULES,
     SHAPE_PRESERVING_FUNCTIONS,
     SHAPE_PRESERVING_METHODS,
     SOFTMAX_MODULES,
-    TRANSPOSED_CONVOLUTIONS,
 )
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import Example, describe, example_input_for, is_shape, trace
+from labkit.graph import (
+    BATCH_NORMS,
+    CHANNELWISE_MODULES,
+    CONVOLUTIONS,
+    INSTANCE_NORMS,
+    TRANSPOSED_CONVOLUTIONS,
+    Example,
+    describe,
+    example_input_for,
+    is_shape,
+    trace,
+)
 
 CONVENTIONS = ("inference", "training", "reference")
 

@@ -15,14 +15,16 @@ from labkit.errors import LabkitError, did_you_mean
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# What has widths of its own on each side: the layers that a configuration can scale.
+SCALABLE_MODULES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Embedding)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+# One parameter (or running statistic) a channel.
+CHANNELWISE_MODULES = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 # Layers that are one node even where a user's class inherits from them.
-LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-    nn.GroupNorm, nn.LayerNorm, nn.PReLU,
-)  # fmt: skip
+LAYERS = (*SCALABLE_MODULES, *CHANNELWISE_MODULES)
 
 
 class Size(int):

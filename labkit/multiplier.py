@@ -24,7 +24,6 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.channels import (
-    SCALABLE_MODULES,
     Channels,
     Literal,
     Part,
@@ -33,7 +32,15 @@ from labkit.channels import (
     has_widths,
 )
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import Example, describe, find_layer, layer_nodes, operator_name, trace
+from labkit.graph import (
+    SCALABLE_MODULES,
+    Example,
+    describe,
+    find_layer,
+    layer_nodes,
+    operator_name,
+    trace,
+)
 from labkit.weights import copies, inexact, resize
 
 # The sides of a layer that each request name writes, in the order in which it writes them.
@@ -272,7 +279,7 @@ def resolve(
         wanted = _scaled(side.width, request)
         free = [group for group in side.groups if group.fixed is None]
         for group in free:
-            widths[group.name] = group.multiple * _scaled(group.width // group.multiple, request)
+            widths[group.name] = group.multiple * _scaled(group.n_units, request)
             decided_by[group.name] = str(request)
             if widths[group.name] != _scaled(group.width, request):
                 decided_by[group.name] += f", rounded up to a multiple of {group.multiple}"
@@ -349,7 +356,7 @@ def apply(
             if any(group.name in chosen for group in before.groups + after.groups):
                 layer = new_model.get_submodule(str(node.target))
                 resize(layer, before, after, chosen, keep=keep, noise=noise if keep else 0.0)
-    return _with_literals(new_model, channels, widths)
+    return _with_literals(new_model, channels, widths) if chosen else new_model
 
 
 def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:

@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from torch import nn
 from torch.fx import GraphModule
 
-from labkit.channels import SCALABLE_MODULES, ChannelGroup, Channels, find_channels
+from labkit.channels import ChannelGroup, Channels, find_channels
 from labkit.errors import LabkitError, did_you_mean
-from labkit.graph import Example, find_layer, layer_nodes, operator_name
+from labkit.graph import SCALABLE_MODULES, Example, find_layer, layer_nodes, operator_name
 from labkit.multiplier import REQUEST_KEYS, SIDES, Plan, SkippedRequest, resolve
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}

@@ -13,15 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from labkit.channels import (
-    CONVOLUTIONS,
-    SCALABLE_MODULES,
-    TRANSPOSED_CONVOLUTIONS,
-    Channels,
-    Side,
-    follows_its_input,
-)
-from labkit.graph import layer_nodes
+from labkit.channels import Channels, Side, follows_its_input
+from labkit.graph import CONVOLUTIONS, SCALABLE_MODULES, TRANSPOSED_CONVOLUTIONS, layer_nodes
 
 # Name of a group → `[units]`: which of its units (`multiple` channels) each new one copies.
 Copies = Mapping[str, torch.Tensor]
@@ -42,7 +35,7 @@ def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | Non
     chosen: dict[str, torch.Tensor] = {}
     norms: dict[str, torch.Tensor] = {}
     for group in channels.free:
-        before, after = group.width // group.multiple, widths[group.name] // group.multiple
+        before, after = group.n_units, widths[group.name] // group.multiple
         if after < before and model is not None:
             norms = norms or _norms(model, channels)
             chosen[group.name] = norms[group.name].topk(after).indices.sort().values
@@ -53,7 +46,7 @@ def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | Non
 
 def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
     """Returns, for each group, the squared norm of all weights that write each of its units."""
-    norms = {g.name: torch.zeros(g.width // g.multiple) for g in channels.groups}
+    norms = {g.name: torch.zeros(g.n_units) for g in channels.groups}
     for node, _ in layer_nodes(channels.traced):
         module = model.get_submodule(str(node.target))
         if not isinstance(module, SCALABLE_MODULES) or follows_its_input(module):
@@ -67,9 +60,8 @@ def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
             by_output = squares.flatten(1).sum(1)
         start = 0
         for part in channels.outputs[node.name].parts:
-            n_units = part.group.width // part.group.multiple
-            stop = start + n_units * part.inner
-            norms[part.group.name] += by_output[start:stop].view(n_units, part.inner).sum(1)
+            stop = start + part.group.n_units * part.inner
+            norms[part.group.name] += by_output[start:stop].view(-1, part.inner).sum(1)
             start = stop
     return norms
 
@@ -78,10 +70,9 @@ def _positions(side: Side, chosen: Copies) -> torch.Tensor:
     """Returns which of the old elements of a side each new one copies."""
     positions, start = [], 0
     for part in side.parts:
-        n_units = part.group.width // part.group.multiple
-        units = chosen.get(part.group.name, torch.arange(n_units))
+        units = chosen.get(part.group.name, torch.arange(part.group.n_units))
         positions.append((start + units[:, None] * part.inner + torch.arange(part.inner)).flatten())
-        start += n_units * part.inner
+        start += part.group.n_units * part.inner
     return torch.cat(positions)
 
 

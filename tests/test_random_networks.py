@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from labkit.channels import BATCH_NORMS, SCALABLE_MODULES, find_channels
+from labkit.channels import find_channels
 from labkit.cost import output_shapes
-from labkit.graph import layer_nodes, trace
+from labkit.graph import BATCH_NORMS, SCALABLE_MODULES, layer_nodes, trace
 from labkit.multiplier import SkippedRequest, channel_multiplier_transform_pass
 
 Step = tuple[str, tuple[int, ...], Any]

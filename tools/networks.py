@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch import nn
 
-from labkit.channels import BATCH_NORMS
+from labkit.graph import BATCH_NORMS
 from labkit.multiplier import TransformInfo, channel_multiplier_transform_pass
 
 # Network → the module of pytorchcv that has it.
