@@ -4,7 +4,7 @@ import os
 
 # Before torch is loaded: a thread that waits for another soon sleeps. By default it holds its core
 # for long, and where other programs run, training becomes up to a hundred times slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from labkit.data import Dataset, load_data
 from labkit.errors import LabkitError

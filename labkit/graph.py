@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -242,11 +243,14 @@ def example_input_for(model: nn.Module) -> torch.Tensor:
     )
 
 
-def layer_nodes(traced: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
-    """Yields every call of a module, in graph order, with the module that it calls."""
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            yield node, traced.get_submodule(str(node.target))
+@functools.lru_cache(maxsize=1)  # a search resolves thousands of configurations of one network
+def layer_nodes(traced: GraphModule) -> tuple[tuple[Node, nn.Module], ...]:
+    """Returns every call of a module, in graph order, with the module that it calls."""
+    return tuple(
+        (node, traced.get_submodule(str(node.target)))
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+    )
 
 
 def find_layer(traced: GraphModule, name: str) -> Node:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import numbers
 import warnings
@@ -233,6 +234,7 @@ def _requests(
             yield _Request(name, side, multiplier, name in named)
 
 
+@functools.lru_cache(maxsize=1024)  # most configurations of a space ask the same
 def _scaled(width: int, request: _Request) -> int:
     # The decimal that the user wrote, not its binary neighbour: 100 × 1.1 is 110, not 111.
     new_width = math.ceil(width * Fraction(str(request.multiplier)))

@@ -43,6 +43,7 @@ from labkit.train import (
     batches,
     check_fit,
     divergence,
+    keep_freed_memory,
     make_optimizer,
     make_scheduler,
     scores,
@@ -139,6 +140,7 @@ def train_stack(
         for network, seed in zip(networks, seeds)
     ]
     check_fit(candidates[0], data)
+    keep_freed_memory()
     stack = _Stack(candidates, data.x_val[:2])
     network = stack.network.to(data.x_train.device)
     trained = [Trained(candidate) for candidate in candidates]
@@ -175,8 +177,7 @@ def train_stack(
                 **dict(zip(("train_loss", "train_accuracy"), sums / order.shape[1])),
                 **_evaluate(stack, data.x_val, data.y_val),
             }
-            columns = {name: values.tolist() for name, values in metrics.items()}
-            latest = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            latest = _by_candidate(metrics)
             if on_epoch is not None:
                 on_epoch([latest[index] for index in running])
             for index in tuple(running):
@@ -292,6 +293,12 @@ def _evaluate(stack: _Stack, x: torch.Tensor, y: torch.Tensor) -> dict[str, torc
     )
 
 
+def _by_candidate(metrics: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+    """Returns metrics that are each `[candidates]` as those of each candidate."""
+    columns = [values.tolist() for values in metrics.values()]
+    return [dict(zip(metrics, values)) for values in zip(*columns)]
+
+
 class _Channels(NamedTuple):
     """The layout of a tensor of the stacked network.
 
@@ -312,9 +319,40 @@ class _Linear(nn.Module):
         self.weight, self.bias = weight, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.bias is None:
-            return torch.bmm(self.weight, x)
-        return torch.baddbmm(self.bias[:, :, None], self.weight, x)
+        y = torch.bmm(self.weight, x)
+        # In place, since baddbmm would first write out the bias for every row, slowly.
+        return y if self.bias is None else y.add_(self.bias[:, :, None])
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` for each candidate, of `[candidates, channels, rows]`.
+
+    In training it is computed as a group norm with a group a channel: the same numbers, and on a
+    CPU three times faster where a channel's rows are contiguous.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d):
+        features = norm.num_features
+        super().__init__(features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.num_batches_tracked = copy.deepcopy(norm.num_batches_tracked)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(_fold(x)).view_as(x)
+        rows = x.shape[2]
+        channels = x.numel() // rows
+        y, mean, rstd = torch.native_group_norm(
+            x.contiguous(), self.weight, self.bias, 1, channels, rows, channels, self.eps
+        )
+        count = self.num_batches_tracked
+        if self.running_mean is not None and self.running_var is not None and count is not None:
+            with torch.no_grad():
+                count += 1
+                factor = 1 / count.item() if self.momentum is None else self.momentum
+                variance = rstd[0].pow(-2).sub_(self.eps).mul_(rows / (rows - 1))  # unbiased
+                self.running_mean.lerp_(mean[0], factor)
+                self.running_var.lerp_(variance, factor)
+        return y
 
 
 class _Stack:
@@ -452,17 +490,21 @@ class _Stack:
             raise NotStackable(f"{describe(node)} has one parameter for all channels")
 
         def build() -> nn.Module:
-            layer = copy.deepcopy(module)
+            if isinstance(module, nn.BatchNorm1d) and not before.spatial:
+                layer: nn.Module = _BatchNorm(module)
+            else:
+                layer = copy.deepcopy(module)
             for name in ("weight", "bias", "running_mean", "running_var"):
                 if getattr(module, name, None) is not None:
                     setattr(layer, name, self.load(node, name, before.real, folded=True))
             return layer
 
         stacked = self.node[source]
-        if not before.spatial:
+        folds = isinstance(module, nn.PReLU) and not before.spatial
+        if folds:
             self.node[source] = self.call(_fold, stacked)
         self.layer(node, build, before, before)
-        if not before.spatial:
+        if folds:
             self.node[source] = stacked
             self.node[node] = self.call(_unfold, self.node[node], self.size)
 

@@ -123,6 +123,20 @@ def test_residual_and_convolutional_networks_end_as_they_would_alone(
         assert_same(trained.model, alone, ("a.bias",) if kind is Convolutional else ())
 
 
+@pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.0}, {"affine": False}])
+def test_any_batch_norm_ends_as_it_would_alone(blobs: Dataset, options: dict[str, Any]) -> None:
+    data = double(blobs)
+    model = nn.Sequential(
+        nn.Linear(16, 8), nn.BatchNorm1d(8, **options), nn.ReLU(), nn.Linear(8, 5)
+    ).double()
+    plans = [Plan((("_0", width),)) for width in (8, 3)]
+    settings = TrainSettings(max_epochs=3, batch_size=32)
+    for trained, plan in zip(train_stack(model, plans, data, settings), plans):
+        alone = initialise(apply(model, plan), 0)
+        assert trained.history == [pytest.approx(m) for m in train(alone, data, settings)]
+        assert_same(trained.model, alone, ("0.bias",))
+
+
 def test_padding_stays_exactly_zero(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     stacks: list[_Stack] = []
 
