@@ -12,11 +12,12 @@ memory, which matters more to the speed than anything else.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ ELEMENTWISE = tuple(
 RESHAPES = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}
 # What computes a shape for a reshape; the stacked network knows its shapes.
 SHAPE_QUERIES = {"size", getattr, operator.getitem}
+
+TIMED_STEPS = 4  # with all threads, and with one
 
 
 class NotStackable(LabkitError):  # noqa: N818 — not a mistake: the plain loop can train it
@@ -152,7 +155,7 @@ def train_stack(
     generators = [torch.Generator().manual_seed(seed) for seed in distinct]
     optimizer = make_optimizer(network, settings)
     scheduler = make_scheduler(optimizer, len(x), settings)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), contextlib.closing(_faster_threads()) as threads:
         torch.manual_seed(seeds[0])  # Dropout draws from the global generator
         for epoch in range(1, settings.max_epochs + 1):
             network.train()
@@ -163,6 +166,7 @@ def train_stack(
             for rows in order.split(settings.batch_size, dim=1):  # [orders, rows]
                 if on_step is not None:
                     on_step()
+                next(threads)
                 labels = y[rows][order_of]
                 logits = network(stack.spread(x[rows], order_of))
                 losses = F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
@@ -173,11 +177,8 @@ def train_stack(
                 right = (logits.detach().max(dim=1).indices == labels).sum(dim=1)
                 # Summed as tensors: reading a number would wait for the device every step.
                 sums += torch.stack([losses.detach() * rows.shape[1], right])
-            metrics = {
-                **dict(zip(("train_loss", "train_accuracy"), sums / order.shape[1])),
-                **_evaluate(stack, data.x_val, data.y_val),
-            }
-            latest = _by_candidate(metrics)
+            train_metrics = dict(zip(("train_loss", "train_accuracy"), sums / order.shape[1]))
+            latest = _by_candidate(train_metrics | _evaluate(stack, data.x_val, data.y_val))
             if on_epoch is not None:
                 on_epoch([latest[index] for index in running])
             for index in tuple(running):
@@ -185,13 +186,15 @@ def train_stack(
                 candidate.failure = divergence(latest[index], epoch, settings)
                 if candidate.failure is None:
                     candidate.history.append(latest[index])
-                if candidate.failure is not None or stops_early(candidate.history, settings):
+                if (
+                    candidate.failure is not None
+                    or epoch == settings.max_epochs
+                    or stops_early(candidate.history, settings)
+                ):
                     stack.unload(index)
                     running.remove(index)
             if not running:
                 break
-    for index in running:
-        stack.unload(index)
     return trained
 
 
@@ -242,7 +245,7 @@ def step_seconds(
     Raises:
         NotStackable: The network mixes channels.
     """
-    rows = 3 * settings.batch_size  # the first step is slower than the others
+    rows = 2 * TIMED_STEPS * settings.batch_size
     few = replace(
         data, x_train=data.x_train[:rows], y_train=data.y_train[:rows],
         x_val=data.x_val[:2], y_val=data.y_val[:2],
@@ -280,6 +283,32 @@ def why_not_stackable(model: nn.Module, data: Dataset) -> str | None:
     except NotStackable as reason:
         return str(reason)
     return None
+
+
+def _faster_threads() -> Generator[None]:
+    """Before each step, keeps torch to all its threads or to one, whichever is faster.
+
+    Threads wait for each other a hundred times a step. That takes longer than they save where other
+    programs use the cores, and, by OpenMP's rules, where another thread of this process has used
+    OpenMP too, as in a notebook. So of every 500 steps the first few are timed both ways. The
+    numbers are the same.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        while True:
+            seconds = {}
+            for n in (n_threads, 1):
+                torch.set_num_threads(n)
+                yield  # the first step after a change is slower
+                started = time.perf_counter()
+                for _ in range(TIMED_STEPS - 1):
+                    yield
+                seconds[n] = time.perf_counter() - started
+            torch.set_num_threads(min(seconds, key=lambda n: seconds[n]))
+            for _ in range(500 - 2 * TIMED_STEPS):
+                yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @torch.no_grad()

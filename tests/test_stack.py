@@ -18,6 +18,7 @@ from labkit.models import get_model
 from labkit.multiplier import Plan, apply, initialise
 from labkit.stack import (
     NotStackable,
+    _faster_threads,
     _Stack,
     stack_width,
     step_seconds,
@@ -315,3 +316,23 @@ def test_a_timed_step_trains_the_candidates_themselves(blobs: Dataset) -> None:
     assert alone > 0
     # One batch alone leaves no step to time; then the stack is preferred.
     assert step_seconds(model, wide, blobs, TrainSettings(batch_size=10_000)) == (0, 0)
+
+
+@pytest.mark.parametrize(("together", "settled"), [(0.5, 2), (2.0, 1)])
+def test_threads_settle_on_what_is_faster(
+    monkeypatch: pytest.MonkeyPatch, together: float, settled: int
+) -> None:
+    before, now, used = torch.get_num_threads(), 0.0, []
+    monkeypatch.setattr("labkit.stack.time", SimpleNamespace(perf_counter=lambda: now))
+    torch.set_num_threads(2)
+    try:
+        threads = _faster_threads()
+        for _ in range(1000):
+            next(threads)
+            used.append(torch.get_num_threads())
+            now += together if used[-1] == 2 else 1.0
+        threads.close()
+        assert used == 2 * ([2] * 4 + [1] * 4 + [settled] * 492)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
