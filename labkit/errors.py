@@ -1,4 +1,4 @@
-"""The one error that labkit raises for a mistake its user can mend."""
+"""The error that labkit raises for a mistake its user can mend, and a kind of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class LabkitError(ValueError):
     """A mistake in what labkit was given; the message names it and says what was expected."""
+
+
+class DivergenceError(LabkitError):
+    """Training ended in a loss that is not finite, as it would again."""
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from labkit.config import load_config
-from labkit.errors import LabkitError
+from labkit.errors import DivergenceError, LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
 from labkit.report import html_table
@@ -45,6 +45,11 @@ def widths_of(network: str) -> dict[str, int]:
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Returns the trials that have metrics."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def has_diverged(trial: FrozenTrial) -> bool:
+    """Returns whether a trial failed because its network's training diverged."""
+    return trial.user_attrs.get("failure", "").startswith(f"{DivergenceError.__name__}: ")
 
 
 def pareto_trials(study: optuna.Study) -> list[FrozenTrial]:

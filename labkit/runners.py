@@ -22,7 +22,7 @@ from torch import nn
 
 from labkit.cost import total_cost
 from labkit.data import Dataset
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import DivergenceError, LabkitError, did_you_mean
 from labkit.multiplier import Plan, Weights, initialise
 from labkit.train import TrainSettings, evaluate, train
 
@@ -145,10 +145,10 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
         accuracy_std, the standard deviation of the accuracy (with n - 1).
 
     Raises:
-        LabkitError: Training diverged.
+        DivergenceError: The loss became NaN or infinite.
     """
     if candidate.failure is not None:
-        raise LabkitError(candidate.failure)
+        raise DivergenceError(candidate.failure)
     if not candidate.histories:
         others = [copy.deepcopy(candidate.model) for _ in candidate.seeds[1:]]
         models = [candidate.model, *others]

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from labkit.config import SearchConfig, load_config, to_tables
 from labkit.data import Dataset, load_data
-from labkit.errors import LabkitError
+from labkit.errors import DivergenceError, LabkitError
 from labkit.models import get_model
 from labkit.multiplier import Plan, apply
 from labkit.page import write_page
@@ -34,7 +34,7 @@ from labkit.results import (
     TRAINED,
     Results,
     drop_networks,
-    finished_trials,
+    has_diverged,
     pareto_trials,
     plan_of,
     replicates_of,
@@ -227,8 +227,9 @@ class Search:
             self._fail_abandoned_trials()
             trained = {
                 plan_of(trial): trial
-                for trial in reversed(finished_trials(self.study))
-                if trial.user_attrs["source"] == TRAINED
+                for trial in reversed(self.study.get_trials(deepcopy=False))
+                if has_diverged(trial)
+                or (trial.state == TrialState.COMPLETE and trial.user_attrs["source"] == TRAINED)
             }
             n_done = self._n_done()
             started = time.monotonic()
@@ -370,6 +371,10 @@ class Search:
                 plan = plans[trial.number]
                 candidate = new.get(plan)
                 with self._failure_recorded(trial, running, bar):
+                    if plan in trained and has_diverged(trained[plan]):
+                        raise DivergenceError(
+                            f"training diverged, as in trial {trained[plan].number}"
+                        )
                     if plan in trained:
                         self._look_up(trial, trained[plan])
                     else:
@@ -379,8 +384,9 @@ class Search:
                     running.discard(trial.number)
                 if trial.number not in running and plan not in trained and candidate is not None:
                     finished = self.study.get_trials(deepcopy=False)[trial.number]
-                    if finished.state == TrialState.COMPLETE:
+                    if finished.state == TrialState.COMPLETE or has_diverged(finished):
                         trained[plan] = finished
+                    if finished.state == TrialState.COMPLETE:
                         self._keep_front(finished, candidate.model)
         except (_Stopped, KeyboardInterrupt):
             for number in running:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from labkit.data import Dataset
-from labkit.errors import LabkitError
+from labkit.errors import DivergenceError, LabkitError
 
 EVALUATION_ROWS = 16384  # bounds memory, not results
 
@@ -192,7 +192,8 @@ def train(
         `loss`, `accuracy` and `accuracy_macro` on the validation split after the epoch.
 
     Raises:
-        LabkitError: The loss became NaN or infinite, or the network does not fit the data.
+        DivergenceError: The loss became NaN or infinite.
+        LabkitError: The network does not fit the data.
     """
     settings = settings or TrainSettings()
     check_fit(model, data)
@@ -228,7 +229,7 @@ def train(
                 **evaluate(model, data.x_val, data.y_val),
             }
             if failure := divergence(metrics, epoch, settings):
-                raise LabkitError(failure)
+                raise DivergenceError(failure)
             history.append(metrics)
             if on_epoch is not None:
                 on_epoch(metrics)

@@ -257,11 +257,18 @@ def test_a_failing_candidate_is_recorded_and_the_search_goes_on(
     assert len(results.front)
 
 
-def test_divergence_is_a_failed_trial(tables: dict[str, Any], blobs: Dataset) -> None:
+def test_divergence_is_a_failed_trial_and_trained_once(
+    tables: dict[str, Any], blobs: Dataset, trained: list[Plan], tmp_path: Path
+) -> None:
     train_table = tables["search"]["strategy"]["sw_runner"]["basic_train"]
     train_table |= {"optimizer": "sgd", "learning_rate": 1e30, "lr_scheduler": "constant"}
-    results = search(tables, data=blobs, progress=False)
-    assert results.trials["failure"].str.contains("diverged").all()
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 20, "n_jobs": 3, "sampler": "random"}
+    Search(tables, data=blobs, folder=tmp_path).run(progress=False)
+    tables["search"]["strategy"]["setup"]["n_trials"] = 40
+    results = Search(tables, data=blobs, folder=tmp_path).run(progress=False)
+    assert len(results.trials) == 40
+    assert results.trials["failure"].str.contains("training diverged").all()
+    assert len(trained) == len(set(trained)) == results.trials["network"].nunique() < 17
     assert results.best.empty
     assert isinstance(pareto_front(results).to_json(), str)  # an empty figure, not an error
 
