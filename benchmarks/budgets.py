@@ -9,7 +9,10 @@ with no network trained twice, as `labkit.search` does. Halving is MO-ASHA in su
 a rung, the better third goes on, by non-dominated sorting and then crowding distance (NSGA-II, Deb
 et al. 2002). A network counts with the accuracy that it has at the epochs that it got.
 
-Prints the table, and draws `benchmarks/budgets.png`.
+A budget is counted in epochs that were trained, or by the clock: in a stack, two networks take
+nearly as long as one. How long an epoch takes by the width of a stack is measured first.
+
+Prints the tables, and draws `benchmarks/budgets.png`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +52,43 @@ ROUND = 16
 SEEDS = 10
 TRIALS = 640  # of one search: a sampler asks for networks again that are known
 MULTIPLIERS = [0.5, 1, 1.5, 2, 2.5, 3, 4]
-# Of the table, in trainings of one network to the end.
+# Of the tables, in trainings of one network to the end, and in those of a stack of `ROUND`.
 BUDGETS = {"report": (2, 4, 8, 16), "four hidden layers": (16, 32, 64, 128, 256, 480)}
+STACKS = {"report": (0.5, 1, 2), "four hidden layers": (1, 2, 4, 8, 16, 30)}
 
 Floats = npt.NDArray[np.float64]
-Step = tuple[int, int, int]  # epochs trained so far by the search; a network; its epochs
+
+
+class Step(NamedTuple):
+    """A network got more epochs.
+
+    Attributes:
+        spent: Epochs of networks that the search has trained so far.
+        elapsed: How long it has taken: 1 is the training of a stack of `ROUND` to the end.
+        row: The network.
+        epochs: How many it has now.
+    """
+
+    spent: int
+    elapsed: float
+    row: int
+    epochs: int
+
+
+class Clock:
+    """How long stacks take.
+
+    Args:
+        seconds: Width of a stack → seconds an epoch.
+    """
+
+    def __init__(self, seconds: dict[int, float]):
+        self.widths, self.seconds = [0, *seconds], [0.0, *seconds.values()]
+        self.unit = RUNGS[-1] * seconds[ROUND]
+
+    def of(self, width: int, epochs: int) -> float:
+        """Returns how long a stack takes for some epochs; 1 is `ROUND` networks to the end."""
+        return epochs * float(np.interp(width, self.widths, self.seconds)) / self.unit
 
 
 def four_hidden_layers() -> nn.Module:
@@ -135,47 +171,64 @@ def make_table(name: str) -> Table:
     return Table(space, index, kept["accuracy"], kept["flops"].astype(float))
 
 
-def one_by_one(n: int) -> Iterator[Step]:
+def measure_clock() -> Clock:
+    """Returns how long stacks of the large space take here."""
+    model, space = make_space("four hidden layers")
+    plans = random.Random(0).sample(list(networks(space)), ROUND)
+    settings = SETTINGS.model_copy(update={"max_epochs": 2})
+    seconds = {}
+    for width in (1, 2, 4, 8, ROUND):
+        ends: list[float] = []
+        train_stack(
+            model, plans[::-(-ROUND // width)], load_data("jsc"), settings,
+            on_epoch=lambda _, ends=ends: ends.append(time.perf_counter()),  # type: ignore[misc]
+        )  # fmt: skip
+        seconds[width] = ends[1] - ends[0]  # the first epoch waits for what is loaded
+    print("seconds an epoch by width of a stack:", {w: round(s, 3) for w, s in seconds.items()})
+    return Clock(seconds)
+
+
+def one_by_one(n: int, clock: Clock) -> Iterator[Step]:
     """Trains the space's first networks to the end, in the order in which brute force does."""
     for row in range(n):
-        yield (row + 1) * RUNGS[-1], row, RUNGS[-1]
+        elapsed = (row // ROUND + 1) * clock.of(ROUND, RUNGS[-1])
+        yield Step((row + 1) * RUNGS[-1], elapsed, row, RUNGS[-1])
 
 
-def sampled(table: Table, sampler: str, seed: int) -> Iterator[Step]:
+def sampled(table: Table, sampler: str, seed: int, clock: Clock) -> Iterator[Step]:
     """Asks one of Optuna's samplers, as `labkit.search` does."""
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed)
     )
-    spent, known = 0, set[int]()
+    elapsed, known = 0.0, dict[int, None]()
     while len(known) < len(table.index) and len(study.trials) < TRIALS:
+        n_known = len(known)
         for trial in [study.ask(table.space.distributions) for _ in range(ROUND)]:
             row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
             study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
-            if row not in known:
-                known.add(row)
-                spent += RUNGS[-1]
-                yield spent, row, RUNGS[-1]
+            known[row] = None
+        elapsed += clock.of(len(known) - n_known, RUNGS[-1])
+        for n, row in enumerate(list(known)[n_known:], n_known + 1):
+            yield Step(n * RUNGS[-1], elapsed, row, RUNGS[-1])
 
 
-def halving(table: Table, seed: int) -> Iterator[Step]:
+def halving(table: Table, seed: int, clock: Clock) -> Iterator[Step]:
     """Starts random networks and promotes the better third of each rung."""
     untried = random.Random(seed).sample(range(len(table.index)), len(table.index))
     reached: dict[int, int] = {}  # network → epochs
-    spent = 0
+    spent, elapsed = 0, 0.0
     while untried:
-        for row in untried[:ROUND]:
-            reached[row] = RUNGS[0]
-            spent += RUNGS[0]
-            yield spent, row, RUNGS[0]
-        untried = untried[ROUND:]
-        for low, high in itertools.pairwise(RUNGS):
-            rows = [row for row, epochs in reached.items() if epochs >= low]
-            best = _best_first(table.losses(rows, [low] * len(rows)))[: len(rows) // 3]
-            for row in (rows[position] for position in best):
-                if reached[row] == low:
-                    reached[row] = high
-                    spent += high - low
-                    yield spent, row, high
+        chosen, untried = untried[:ROUND], untried[ROUND:]
+        for low, high in itertools.pairwise((0, *RUNGS)):
+            if low:
+                rows = [row for row, epochs in reached.items() if epochs >= low]
+                best = _best_first(table.losses(rows, [low] * len(rows)))[: len(rows) // 3]
+                chosen = [row for row in (rows[i] for i in best) if reached[row] == low]
+            elapsed += clock.of(len(chosen), high - low)
+            for row in chosen:
+                reached[row] = high
+                spent += high - low
+                yield Step(spent, elapsed, row, high)
 
 
 def _best_first(losses: Floats) -> list[int]:
@@ -195,41 +248,54 @@ def _best_first(losses: Floats) -> list[int]:
     return order
 
 
-def shares(table: Table, steps: Iterator[Step], budgets: list[int]) -> list[float]:
-    """Returns the share of the exhaustive front's hypervolume at each budget, in epochs."""
+def shares(
+    table: Table, steps: list[Step], budgets: Sequence[float], cost: Callable[[Step], float]
+) -> list[float]:
+    """Returns the share of the exhaustive front's hypervolume at each budget."""
     worst = np.ones(2)
     every = list(range(len(table.index)))
     whole = dominated_volume(table.losses(every, [RUNGS[-1]] * len(every)), worst)
     reached: dict[int, int] = {}
     found = []
-    step = next(steps, None)
     for budget in budgets:
-        while step is not None and step[0] <= budget:
-            reached[step[1]] = step[2]
-            step = next(steps, None)
+        while steps and cost(steps[0]) <= budget:
+            reached[steps[0].row], steps = steps[0].epochs, steps[1:]
         losses = table.losses(list(reached), list(reached.values()))
         found.append(dominated_volume(losses, worst) / whole if reached else 0.0)
     return found
 
 
-def simulate(name: str, seed: int) -> pd.DataFrame:
-    """Returns one row a way of searching and budget: the share found with this seed."""
+def simulate(name: str, seed: int, clock: Clock) -> pd.DataFrame:
+    """Returns one row a way of searching and budget: the share found with this seed.
+
+    Budgets of which `counted` says "trainings" are in trainings of one network to the end; those of
+    "stacks", in the time that a stack of `ROUND` takes to the end.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     table = make_table(name)
     last = BUDGETS[name][-1]
     trainings = sorted({*BUDGETS[name], *np.geomspace(1, last, 25).astype(int).tolist()})
     ways = {
-        "TPE": sampled(table, "tpe", seed),
-        "random": sampled(table, "random", seed),
-        "halving": halving(table, seed),
-        "exhaustive": one_by_one(last),
+        "TPE": sampled(table, "tpe", seed, clock),
+        "random": sampled(table, "random", seed, clock),
+        "halving": halving(table, seed, clock),
+        "exhaustive": one_by_one(last, clock),
     }
-    budgets = [n * RUNGS[-1] for n in trainings]
-    rows: list[dict[str, Any]] = [
-        {"space": name, "search": way, "seed": seed, "trainings": n, "share": share}
-        for way, steps in ways.items()
-        for n, share in zip(trainings, shares(table, steps, budgets))
-    ]
+    costs: dict[str, tuple[Sequence[float], Callable[[Step], float]]] = {
+        "trainings": (trainings, lambda step: step.spent / RUNGS[-1]),
+        "stacks": (STACKS[name], lambda step: step.elapsed - 1e-9),
+    }
+    rows: list[dict[str, Any]] = []
+    for way, steps in ways.items():
+        taken = list(itertools.takewhile(lambda step: step.spent <= 2 * last * RUNGS[-1], steps))
+        for counted, (budgets, cost) in costs.items():
+            rows += [
+                {
+                    "space": name, "search": way, "seed": seed,
+                    "counted": counted, "budget": budget, "share": share,
+                }
+                for budget, share in zip(budgets, shares(table, taken, budgets, cost))
+            ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -237,19 +303,26 @@ def main() -> None:
     """Prints the tables and draws the figure."""
     for name in BUDGETS:
         make_table(name)
+    clock = measure_clock()
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        jobs = list(itertools.product(BUDGETS, range(SEEDS)))
+        jobs = list(itertools.product(BUDGETS, range(SEEDS), [clock]))
         found = pd.concat(pool.starmap(simulate, jobs, chunksize=1))
-    for name, budgets in BUDGETS.items():
-        chosen = found[(found["space"] == name) & found["trainings"].isin(budgets)]
-        spread = chosen.groupby(["search", "trainings"])["share"].agg(["mean", "std"])
-        cells = spread.apply(lambda row: f"{row['mean']:.3f} ± {row['std']:.3f}", axis=1)
-        print(f"\n{name}\n\n{cells.unstack().to_markdown()}")
-    mean = found.groupby(["space", "search", "trainings"], as_index=False)["share"].mean()
+    for counted, budgets_of in (("trainings", BUDGETS), ("stacks", STACKS)):
+        for name, budgets in budgets_of.items():
+            chosen = found[
+                (found["space"] == name)
+                & (found["counted"] == counted)
+                & found["budget"].isin(budgets)
+            ]
+            spread = chosen.groupby(["search", "budget"])["share"].agg(["mean", "std"])
+            cells = spread.apply(lambda row: f"{row['mean']:.3f} ± {row['std']:.3f}", axis=1)
+            print(f"\n{name}, budget in {counted}\n\n{cells.unstack().to_markdown()}")
+    trainings = found[found["counted"] == "trainings"]
+    mean = trainings.groupby(["space", "search", "budget"], as_index=False)["share"].mean()
     figure = px.line(
-        mean, x="trainings", y="share", color="search", line_dash="search", facet_col="space",
+        mean, x="budget", y="share", color="search", line_dash="search", facet_col="space",
         log_x=True, template=TEMPLATE,
-        labels={"trainings": "budget, trainings of one network", "share": "share of hypervolume"},
+        labels={"budget": "budget, trainings of one network", "share": "share of hypervolume"},
         title=f"Share of the exhaustive front's hypervolume; means of {SEEDS} seeds",
     )  # fmt: skip
     figure.update_xaxes(matches=None, dtick="D2")
