@@ -291,7 +291,7 @@ def _faster_threads() -> Generator[None]:
     Threads wait for each other a hundred times a step. That takes longer than they save where other
     programs use the cores, and, by OpenMP's rules, where another thread of this process has used
     OpenMP too, as in a notebook. So of every 500 steps the first few are timed both ways. The
-    numbers are the same.
+    numbers are the same; those of convolutions within rounding.
     """
     n_threads = torch.get_num_threads()
     try:
