@@ -7,6 +7,7 @@ may be made of several groups, one after the other, as behind a concatenation.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -210,10 +211,16 @@ class Channels:
     literals: tuple[Literal, ...]
     mixing: tuple[Mixing, ...]
 
-    @property
+    # Cached, since a search resolves thousands of configurations.
+    @functools.cached_property
     def free(self) -> tuple[ChannelGroup, ...]:
         """The groups whose width can change."""
         return tuple(group for group in self.groups if group.fixed is None)
+
+    @functools.cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """Fx name of a call of a module → the module, in graph order."""
+        return {node.name: module for node, module in layer_nodes(self.traced)}
 
 
 def find_channels(model: nn.Module | Channels, example_input: Example | None = None) -> Channels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -243,14 +242,11 @@ def example_input_for(model: nn.Module) -> torch.Tensor:
     )
 
 
-@functools.lru_cache(maxsize=1)  # a search resolves thousands of configurations of one network
-def layer_nodes(traced: GraphModule) -> tuple[tuple[Node, nn.Module], ...]:
-    """Returns every call of a module, in graph order, with the module that it calls."""
-    return tuple(
-        (node, traced.get_submodule(str(node.target)))
-        for node in traced.graph.nodes
-        if node.op == "call_module"
-    )
+def layer_nodes(traced: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
+    """Yields every call of a module, in graph order, with the module that it calls."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            yield node, traced.get_submodule(str(node.target))
 
 
 def find_layer(traced: GraphModule, name: str) -> Node:
@@ -259,7 +255,7 @@ def find_layer(traced: GraphModule, name: str) -> Node:
     Raises:
         LabkitError: No layer has that name; the message names the closest one.
     """
-    nodes = [node for node, _ in layer_nodes(traced)]
+    nodes = [node for node in traced.graph.nodes if node.op == "call_module"]
     for node in nodes:
         if name in (node.name, node.target):
             return node

@@ -198,7 +198,7 @@ def _requests(
     checked = {key: _check_request(key, v) for key, v in pass_config.items() if key != "by"}
     default = checked.pop("default")
 
-    layers = {node.name: module for node, module in layer_nodes(channels.traced)}
+    layers = channels.layers
     scalable = [name for name, module in layers.items() if isinstance(module, kinds)]
     operators = {name: operator_name(module) for name, module in layers.items()}
     can_be_scaled = sorted({operators[name] for name in scalable})

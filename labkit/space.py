@@ -198,7 +198,7 @@ class _LayerSpace(SearchSpaceBase):
     ) -> dict[str, list[Any]]:
         options = {key: _check_options(f"{SEED}.{key}", entry) for key, entry in seed.items()}
         default, by_type = _default(options), _by_type(setup)
-        layers = {node.name: module for node, module in layer_nodes(self.channels.traced)}
+        layers = self.channels.layers
         scalable = [name for name, module in layers.items() if isinstance(module, self.kinds)]
         if by_type:
             _check_operators(options, self.kinds, layers.values())
@@ -273,7 +273,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         lists = {key: _check_multipliers(f"{SEED}.{key}", entry) for key, entry in seed.items()}
         default, by_type = _default(lists), _by_type(setup)
         chosen = dict.fromkeys((group.name for group in self.channels.free), default)
-        layers = {node.name: module for node, module in layer_nodes(self.channels.traced)}
+        layers = self.channels.layers
         if by_type:
             _check_operators(lists, SCALABLE_MODULES, layers.values())
         # Patterns first: a full name has the last word.

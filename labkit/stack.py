@@ -16,6 +16,8 @@ import contextlib
 import copy
 import itertools
 import operator
+import statistics
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,6 +77,7 @@ RESHAPES = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}
 SHAPE_QUERIES = {"size", getattr, operator.getitem}
 
 TIMED_STEPS = 4  # with all threads, and with one
+_choosing_threads = threading.Lock()
 
 
 class NotStackable(LabkitError):  # noqa: N818 — not a mistake: the plain loop can train it
@@ -155,7 +158,7 @@ def train_stack(
     generators = [torch.Generator().manual_seed(seed) for seed in distinct]
     optimizer = make_optimizer(network, settings)
     scheduler = make_scheduler(optimizer, len(x), settings)
-    with torch.random.fork_rng(), contextlib.closing(_faster_threads()) as threads:
+    with torch.random.fork_rng(), contextlib.closing(_faster_threads(x, len(plans))) as threads:
         torch.manual_seed(seeds[0])  # Dropout draws from the global generator
         for epoch in range(1, settings.max_epochs + 1):
             network.train()
@@ -285,14 +288,22 @@ def why_not_stackable(model: nn.Module, data: Dataset) -> str | None:
     return None
 
 
-def _faster_threads() -> Generator[None]:
+def _faster_threads(x: torch.Tensor, n_candidates: int) -> Generator[None]:
     """Before each step, keeps torch to all its threads or to one, whichever is faster.
 
     Threads wait for each other a hundred times a step. That takes longer than they save where other
-    programs use the cores, and, by OpenMP's rules, where another thread of this process has used
-    OpenMP too, as in a notebook. So of every 500 steps the first few are timed both ways. The
-    numbers are the same; those of convolutions within rounding.
+    programs use the cores, and where another thread of this process has used OpenMP too, as in a
+    notebook: GNU's OpenMP then lets them sleep at once. So of every 500 steps the first few are
+    timed both ways. The number holds for all of the process, so one stack at a time may choose.
+
+    Args:
+        x: The rows. Only where they are `[rows, channels]`, and with several candidates, does a
+            stack compute the same numbers whatever the threads; others keep them all.
+        n_candidates: Of the stack.
     """
+    settles = x.ndim == 2 and n_candidates > 1 and not x.is_cuda
+    if not settles or not _choosing_threads.acquire(blocking=False):
+        yield from itertools.repeat(None)
     n_threads = torch.get_num_threads()
     try:
         while True:
@@ -300,15 +311,18 @@ def _faster_threads() -> Generator[None]:
             for n in (n_threads, 1):
                 torch.set_num_threads(n)
                 yield  # the first step after a change is slower
-                started = time.perf_counter()
+                times = [time.perf_counter()]
                 for _ in range(TIMED_STEPS - 1):
                     yield
-                seconds[n] = time.perf_counter() - started
+                    times.append(time.perf_counter())
+                # Not their sum: one of them may have an epoch's end in it.
+                seconds[n] = statistics.median(b - a for a, b in itertools.pairwise(times))
             torch.set_num_threads(min(seconds, key=lambda n: seconds[n]))
             for _ in range(500 - 2 * TIMED_STEPS):
                 yield
     finally:
         torch.set_num_threads(n_threads)
+        _choosing_threads.release()
 
 
 @torch.no_grad()
@@ -356,8 +370,8 @@ class _Linear(nn.Module):
 class _BatchNorm(nn.BatchNorm1d):
     """`nn.BatchNorm1d` for each candidate, of `[candidates, channels, rows]`.
 
-    In training it is computed as a group norm with a group a channel: the same numbers, and on a
-    CPU three times faster where a channel's rows are contiguous.
+    In training it is computed as a group norm with a group a channel: the same within rounding, and
+    on a CPU several times faster where a channel's rows are contiguous.
     """
 
     def __init__(self, norm: nn.BatchNorm1d):
@@ -373,8 +387,8 @@ class _BatchNorm(nn.BatchNorm1d):
         y, mean, rstd = torch.native_group_norm(
             x.contiguous(), self.weight, self.bias, 1, channels, rows, channels, self.eps
         )
-        count = self.num_batches_tracked
-        if self.running_mean is not None and self.running_var is not None and count is not None:
+        count = self.num_batches_tracked if self.track_running_stats else None
+        if count is not None and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 count += 1
                 factor = 1 / count.item() if self.momentum is None else self.momentum
@@ -677,8 +691,7 @@ def _fold(x: torch.Tensor) -> torch.Tensor:
 def _unfold(x: torch.Tensor, candidates: int) -> torch.Tensor:
     """`[1, candidates · channels, rows]` → `[candidates, channels, rows]`, of what none else uses.
 
-    To autograd it is no view: working in place on a view, as a ReLU after a BatchNorm may, would
-    copy its gradient twice.
+    To autograd it is no view: working in place on a view would copy its gradient twice.
     """
     return torch.ops.aten._unsafe_view(x, [candidates, x.shape[1] // candidates, x.shape[2]])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -136,16 +137,20 @@ def stops_early(history: list[dict[str, float]], settings: TrainSettings) -> boo
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Lets the process keep what a training step frees, for the next one.
+    """Lets the process keep up to 256 MiB that a training step frees for the next one, for good.
 
     By default glibc gives it back after every step, and the system clears it page by page when it
-    is asked for again, which took up to a third of a stack's step. Other allocators are left alone.
+    is asked for again, which took up to a third of a stack's step. Tensors above 32 MiB are still
+    given back. Other allocators, and what the environment sets of glibc's, are left alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if sys.platform != "linux" or chosen:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
         mallopt(m_mmap_threshold, 2**25)  # the most that every version takes
-        mallopt(m_trim_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**28)
 
 
 @torch.no_grad()

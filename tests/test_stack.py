@@ -124,12 +124,14 @@ def test_residual_and_convolutional_networks_end_as_they_would_alone(
         assert_same(trained.model, alone, ("a.bias",) if kind is Convolutional else ())
 
 
-@pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.0}, {"affine": False}])
+@pytest.mark.parametrize("options", [{"momentum": None}, {"momentum": 0.0}, {"affine": False}, {}])
 def test_any_batch_norm_ends_as_it_would_alone(blobs: Dataset, options: dict[str, Any]) -> None:
     data = double(blobs)
     model = nn.Sequential(
         nn.Linear(16, 8), nn.BatchNorm1d(8, **options), nn.ReLU(), nn.Linear(8, 5)
     ).double()
+    if not options:
+        model[1].track_running_stats = False  # what it has stays as it is
     plans = [Plan((("_0", width),)) for width in (8, 3)]
     settings = TrainSettings(max_epochs=3, batch_size=32)
     for trained, plan in zip(train_stack(model, plans, data, settings), plans):
@@ -326,13 +328,43 @@ def test_threads_settle_on_what_is_faster(
     monkeypatch.setattr("labkit.stack.time", SimpleNamespace(perf_counter=lambda: now))
     torch.set_num_threads(2)
     try:
-        threads = _faster_threads()
-        for _ in range(1000):
+        threads = _faster_threads(torch.zeros(8, 16), 2)
+        for step in range(1000):
             next(threads)
             used.append(torch.get_num_threads())
             now += together if used[-1] == 2 else 1.0
+            now += 10 * (step % 5 == 2)  # the end of an epoch
+        other = _faster_threads(torch.zeros(8, 16), 2)
+        next(other)
+        assert torch.get_num_threads() == used[-1]  # one stack at a time chooses
+        other.close()
         threads.close()
         assert used == 2 * ([2] * 4 + [1] * 4 + [settled] * 492)
         assert torch.get_num_threads() == 2
+        for x, n_candidates in ((torch.zeros(8, 16), 1), (torch.zeros(8, 1, 4, 4), 2)):
+            alone = _faster_threads(x, n_candidates)
+            for _ in range(10):
+                next(alone)
+                assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_given_back_where_training_is_stopped(blobs: Dataset) -> None:
+    before, used = torch.get_num_threads(), []
+
+    def on_step() -> None:
+        used.append(torch.get_num_threads())
+        if len(used) == 7:
+            raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    try:
+        for _ in range(2):
+            used.clear()
+            with pytest.raises(KeyboardInterrupt):
+                train_stack(get_model("jsc-toy"), toy_plans(), blobs, on_step=on_step)
+            assert used[-1] == 1
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.models import get_model
 from labkit.multiplier import initialise
-from labkit.train import TrainSettings, batches, check_fit, evaluate, lr_factor, train
+from labkit.train import (
+    TrainSettings,
+    batches,
+    check_fit,
+    evaluate,
+    keep_freed_memory,
+    lr_factor,
+    train,
+)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -157,3 +166,22 @@ def test_a_network_that_does_not_fit_is_named(blobs: Dataset) -> None:
     model = get_model("jsc-toy").train()
     check_fit(model, blobs)
     assert model.training
+
+
+@pytest.mark.parametrize("variable", [None, "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    set_to: dict[int, int] = {}
+    library = SimpleNamespace(mallopt=set_to.__setitem__)
+    monkeypatch.setattr("labkit.train.sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr("labkit.train.ctypes", SimpleNamespace(CDLL=lambda _: library))
+    environment = {variable: "1"} if variable else {}
+    monkeypatch.setattr("labkit.train.os", SimpleNamespace(environ=environment))
+    keep_freed_memory.__wrapped__()
+    assert set_to == ({} if variable else {-1: 2**28, -3: 2**25})
+    for elsewhere in ("darwin", "win32"):
+        monkeypatch.setattr("labkit.train.sys", SimpleNamespace(platform=elsewhere))
+        set_to.clear()
+        keep_freed_memory.__wrapped__()
+        assert not set_to
