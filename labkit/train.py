@@ -143,8 +143,8 @@ def keep_freed_memory() -> None:
     is asked for again, which took up to a third of a stack's step. Tensors above 32 MiB are still
     given back. Other allocators, and what the environment sets of glibc's, are left alone.
     """
-    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if sys.platform != "linux" or chosen:
+    variables = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
+    if sys.platform != "linux" or variables & os.environ.keys():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,7 +1,9 @@
 """The project's files agree with each other."""
 
+import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,17 @@ def test_the_readmes_search_runs(tmp_path: Path) -> None:
     _, *arguments = command.replace("results/first", str(tmp_path)).split()
     assert main(arguments) == 0
     assert load_best(tmp_path)(torch.zeros(2, 16)).shape == (2, 5)
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_ratios() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "trainers.py", "--quick", "--json"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ratios = json.loads(printed)
+    assert set(ratios) == {
+        "stack_vs_reference",
+        "stack_vs_two_process_loop",
+        "search_vs_reference",
+        "useful_share_of_peak",
+    }
+    assert min(ratios.values()) > 0
