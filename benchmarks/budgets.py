@@ -9,8 +9,8 @@ with no network trained twice, as `labkit.search` does. Halving is MO-ASHA in su
 a rung, the better third goes on, by non-dominated sorting and then crowding distance (NSGA-II, Deb
 et al. 2002). A network counts with the accuracy that it has at the epochs that it got.
 
-A budget is counted in epochs that were trained, or by the clock: in a stack, two networks take
-nearly as long as one. How long an epoch takes by the width of a stack is measured first.
+A budget is counted in epochs that were trained, or by the clock: in a stack, a few networks
+take nearly as long as many. How long an epoch takes by the width of a stack is measured first.
 
 Prints the tables, and draws `benchmarks/budgets.png`.
 """
@@ -180,7 +180,7 @@ def measure_clock() -> Clock:
     for width in (1, 2, 4, 8, ROUND):
         ends: list[float] = []
         train_stack(
-            model, plans[::-(-ROUND // width)], load_data("jsc"), settings,
+            model, plans[:: ROUND // width], load_data("jsc"), settings,
             on_epoch=lambda _, ends=ends: ends.append(time.perf_counter()),  # type: ignore[misc]
         )  # fmt: skip
         seconds[width] = ends[1] - ends[0]  # the first epoch waits for what is loaded
@@ -255,11 +255,9 @@ def shares(
     worst = np.ones(2)
     every = list(range(len(table.index)))
     whole = dominated_volume(table.losses(every, [RUNGS[-1]] * len(every)), worst)
-    reached: dict[int, int] = {}
     found = []
     for budget in budgets:
-        while steps and cost(steps[0]) <= budget:
-            reached[steps[0].row], steps = steps[0].epochs, steps[1:]
+        reached = {step.row: step.epochs for step in steps if cost(step) <= budget}
         losses = table.losses(list(reached), list(reached.values()))
         found.append(dominated_volume(losses, worst) / whole if reached else 0.0)
     return found

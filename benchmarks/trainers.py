@@ -246,7 +246,7 @@ def make_trainers(
         f"(f) labkit.stack, width {width}": lambda width=width: stacked(width, data, settings)  # type: ignore[misc]
         for width in widths
     }
-    if importlib.util.find_spec("pytorch_lightning") is None:
+    if quick or importlib.util.find_spec("pytorch_lightning") is None:
         del trainers["(b) PyTorch Lightning"]
     return trainers
 
@@ -279,8 +279,6 @@ def measure(quick: bool) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         trainers = make_trainers(pool, data, quick, settings, widths)
-        if quick:
-            trainers.pop("(b) PyTorch Lightning", None)
         few = replace(data, x_train=data.x_train[:2560], y_train=data.y_train[:2560])
         for warm_up in make_trainers(pool, few, quick, settings, widths).values():
             warm_up()  # imports, and the processes start

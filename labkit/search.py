@@ -371,10 +371,6 @@ class Search:
                 plan = plans[trial.number]
                 candidate = new.get(plan)
                 with self._failure_recorded(trial, running, bar):
-                    if plan in trained and has_diverged(trained[plan]):
-                        raise DivergenceError(
-                            f"training diverged, as in trial {trained[plan].number}"
-                        )
                     if plan in trained:
                         self._look_up(trial, trained[plan])
                     else:
@@ -532,7 +528,13 @@ class Search:
 
     @staticmethod
     def _look_up(trial: optuna.Trial, twin: FrozenTrial) -> None:
-        """Copies what was recorded of the same network: same data, settings and seed."""
+        """Copies what was recorded of the same network: same data, settings and seed.
+
+        Raises:
+            DivergenceError: That was a divergence.
+        """
+        if has_diverged(twin):
+            raise DivergenceError(f"training diverged, as in trial {twin.number}")
         trial.set_user_attr("source", LOOKED_UP)
         for key in ("trained_in", "software_metrics", "hardware_metrics", "scaled_metrics"):
             trial.set_user_attr(key, twin.user_attrs[key])

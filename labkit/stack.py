@@ -367,6 +367,13 @@ class _Linear(nn.Module):
         return y if self.bias is None else y.add_(self.bias[:, :, None])
 
 
+class _PReLU(nn.PReLU):
+    """`nn.PReLU` for each candidate, of `[candidates, channels, rows]`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(_fold(x)).view_as(x)
+
+
 class _BatchNorm(nn.BatchNorm1d):
     """`nn.BatchNorm1d` for each candidate, of `[candidates, channels, rows]`.
 
@@ -533,23 +540,15 @@ class _Stack:
             raise NotStackable(f"{describe(node)} has one parameter for all channels")
 
         def build() -> nn.Module:
-            if isinstance(module, nn.BatchNorm1d) and not before.spatial:
-                layer: nn.Module = _BatchNorm(module)
-            else:
-                layer = copy.deepcopy(module)
+            layer = copy.deepcopy(module)
+            if not before.spatial:
+                layer = _BatchNorm(module) if isinstance(module, nn.BatchNorm1d) else _PReLU()
             for name in ("weight", "bias", "running_mean", "running_var"):
                 if getattr(module, name, None) is not None:
                     setattr(layer, name, self.load(node, name, before.real, folded=True))
             return layer
 
-        stacked = self.node[source]
-        folds = isinstance(module, nn.PReLU) and not before.spatial
-        if folds:
-            self.node[source] = self.call(_fold, stacked)
         self.layer(node, build, before, before)
-        if folds:
-            self.node[source] = stacked
-            self.node[node] = self.call(_unfold, self.node[node], self.size)
 
     def visit_reshape(self, node: Node, source: Node) -> None:
         before = self.channels[source]
@@ -686,14 +685,6 @@ def _outer(out: torch.Tensor, in_: torch.Tensor) -> torch.Tensor:
 def _fold(x: torch.Tensor) -> torch.Tensor:
     """`[candidates, channels, rows]` → `[1, candidates · channels, rows]`."""
     return x.reshape(1, -1, x.shape[-1])
-
-
-def _unfold(x: torch.Tensor, candidates: int) -> torch.Tensor:
-    """`[1, candidates · channels, rows]` → `[candidates, channels, rows]`, of what none else uses.
-
-    To autograd it is no view: working in place on a view would copy its gradient twice.
-    """
-    return torch.ops.aten._unsafe_view(x, [candidates, x.shape[1] // candidates, x.shape[2]])
 
 
 def _flatten(x: torch.Tensor, candidates: int) -> torch.Tensor:

@@ -66,10 +66,16 @@ def test_conda_gets_the_same_versions(pinned: dict[str, str]) -> None:
             assert pinned[canonicalize_name(name)] == version, name
 
 
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of a document in one language."""
+    text = (ROOT / document).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
 def commands(document: str) -> set[str]:
     """The commands in the shell blocks of a document."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
-    return {line.split("#")[0].strip() for block in blocks for line in block.splitlines()}
+    lines = "".join(blocks(document, "sh")).splitlines()
+    return {line.split("#")[0].strip() for line in lines}
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
@@ -94,25 +100,23 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def test_the_readmes_example_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 300)
     names = {"x": rng.normal(size=(300, 8)) + y[:, None], "y": y}
-    exec(compile(blocks[1], "README.md", "exec"), names)
+    exec(compile(blocks("README.md", "python")[1], "README.md", "exec"), names)
     assert len(names["results"].trials) == 10  # type: ignore[attr-defined]
 
 
 def test_the_readmes_wider_network_computes_what_the_trained_one_does() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {"trained": get_model("resnet8"), "images": torch.randn(2, 3, 32, 32)}
-    exec(compile(blocks[2], "README.md", "exec"), names)
+    exec(compile(blocks("README.md", "python")[2], "README.md", "exec"), names)
     wider, trained, images = (names[name] for name in ("wider", "trained", "images"))
     assert (trained.stem.out_channels, wider.stem.out_channels) == (16, 32)
     torch.testing.assert_close(wider.eval()(images), trained.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 def test_the_readmes_space_is_one() -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (block,) = blocks("README.md", "toml")
     table = tomllib.loads(block.replace("layer1_*", "stages_0_*"))["search"]["search_space"]
     space = get_space(table["name"])(
         get_model("resnet8"), table["setup"], table["seed"], torch.zeros(1, 3, 32, 32)

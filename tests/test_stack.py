@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -320,51 +320,53 @@ def test_a_timed_step_trains_the_candidates_themselves(blobs: Dataset) -> None:
     assert step_seconds(model, wide, blobs, TrainSettings(batch_size=10_000)) == (0, 0)
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize(("together", "settled"), [(0.5, 2), (2.0, 1)])
 def test_threads_settle_on_what_is_faster(
     monkeypatch: pytest.MonkeyPatch, together: float, settled: int
 ) -> None:
-    before, now, used = torch.get_num_threads(), 0.0, []
+    now, used = 0.0, []
     monkeypatch.setattr("labkit.stack.time", SimpleNamespace(perf_counter=lambda: now))
-    torch.set_num_threads(2)
-    try:
-        threads = _faster_threads(torch.zeros(8, 16), 2)
-        for step in range(1000):
-            next(threads)
-            used.append(torch.get_num_threads())
-            now += together if used[-1] == 2 else 1.0
-            now += 10 * (step % 5 == 2)  # the end of an epoch
-        other = _faster_threads(torch.zeros(8, 16), 2)
-        next(other)
-        assert torch.get_num_threads() == used[-1]  # one stack at a time chooses
-        other.close()
-        threads.close()
-        assert used == 2 * ([2] * 4 + [1] * 4 + [settled] * 492)
-        assert torch.get_num_threads() == 2
-        for x, n_candidates in ((torch.zeros(8, 16), 1), (torch.zeros(8, 1, 4, 4), 2)):
-            alone = _faster_threads(x, n_candidates)
-            for _ in range(10):
-                next(alone)
-                assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    threads = _faster_threads(torch.zeros(8, 16), 2)
+    for step in range(1000):
+        next(threads)
+        used.append(torch.get_num_threads())
+        now += together if used[-1] == 2 else 1.0
+        now += 10 * (step % 5 == 2)  # the end of an epoch
+    other = _faster_threads(torch.zeros(8, 16), 2)
+    next(other)
+    assert torch.get_num_threads() == used[-1]  # one stack at a time chooses
+    other.close()
+    threads.close()
+    assert used == 2 * ([2] * 4 + [1] * 4 + [settled] * 492)
+    assert torch.get_num_threads() == 2
+    for x, n_candidates in ((torch.zeros(8, 16), 1), (torch.zeros(8, 1, 4, 4), 2)):
+        alone = _faster_threads(x, n_candidates)
+        for _ in range(10):
+            next(alone)
+            assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("_two_threads")
 def test_threads_are_given_back_where_training_is_stopped(blobs: Dataset) -> None:
-    before, used = torch.get_num_threads(), []
+    used: list[int] = []
 
     def on_step() -> None:
         used.append(torch.get_num_threads())
         if len(used) == 7:
             raise KeyboardInterrupt
 
-    torch.set_num_threads(2)
-    try:
-        for _ in range(2):
-            used.clear()
-            with pytest.raises(KeyboardInterrupt):
-                train_stack(get_model("jsc-toy"), toy_plans(), blobs, on_step=on_step)
-            assert used[-1] == 1
-            assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    for _ in range(2):
+        used.clear()
+        with pytest.raises(KeyboardInterrupt):
+            train_stack(get_model("jsc-toy"), toy_plans(), blobs, on_step=on_step)
+        assert used[-1] == 1
+        assert torch.get_num_threads() == 2
