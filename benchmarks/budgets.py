@@ -33,17 +33,17 @@ import plotly.express as px
 import torch
 from torch import nn
 
-from labkit.config import load_config
-from labkit.cost import total_cost
-from labkit.data import load_data
-from labkit.hypervolume import dominated_volume
-from labkit.models import get_model
-from labkit.multiplier import Plan, apply
-from labkit.plots import TEMPLATE, save_image
-from labkit.search import make_sampler
-from labkit.space import SearchSpaceBase, get_space, networks
-from labkit.stack import train_stack
-from labkit.train import TrainSettings
+from labkit.data.dataset import load_data
+from labkit.show.plots import TEMPLATE, save_image
+from labkit.study.config import load_config
+from labkit.study.hypervolume import dominated_volume
+from labkit.study.search import make_sampler
+from labkit.study.space import SearchSpaceBase, get_space, networks
+from labkit.training.loop import TrainSettings
+from labkit.training.stack import train_stack
+from labkit.transform.cost import total_cost
+from labkit.transform.models import get_model
+from labkit.transform.plan import Plan, apply
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (1, 3, 9)  # epochs

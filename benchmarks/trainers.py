@@ -35,13 +35,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from labkit.config import load_config, with_overrides
-from labkit.data import Dataset, load_data
-from labkit.models import get_model
-from labkit.multiplier import Plan, apply, initialise
-from labkit.search import Search
-from labkit.stack import train_stack
-from labkit.train import TrainSettings, evaluate, train
+from labkit.data.dataset import Dataset, load_data
+from labkit.study.config import load_config, with_overrides
+from labkit.study.search import Search
+from labkit.training.loop import TrainSettings, evaluate, train
+from labkit.training.stack import train_stack
+from labkit.transform.models import get_model
+from labkit.transform.plan import Plan, apply, initialise
 
 try:
     from torchmetrics.classification import MulticlassAccuracy

@@ -6,16 +6,16 @@ import os
 # for long, and where other programs run, training becomes up to a hundred times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from labkit.data import Dataset, load_data
+from labkit.data.dataset import Dataset, load_data
 from labkit.errors import LabkitError
-from labkit.models import get_model
-from labkit.multiplier import (
+from labkit.show.serving import dashboard
+from labkit.study.results import Results, load_best
+from labkit.study.search import Search, search
+from labkit.transform.models import get_model
+from labkit.transform.plan import (
     channel_multiplier_transform_pass,
     linear_multiplier_transform_pass,
 )
-from labkit.results import Results, load_best
-from labkit.search import Search, search
-from labkit.serving import dashboard
 
 __all__ = [
     "Dataset",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import optuna
 
-from labkit.config import load_config, with_overrides
 from labkit.errors import LabkitError
-from labkit.search import Search
-from labkit.serving import dashboard
-from labkit.space import count
+from labkit.show.serving import dashboard
+from labkit.study.config import load_config, with_overrides
+from labkit.study.search import Search
+from labkit.study.space import count
 
 
 def main(argv: list[str] | None = None) -> int:

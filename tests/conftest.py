@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.data import Dataset
-from labkit.models import MODELS
+from labkit.data.dataset import Dataset
+from labkit.transform.models import MODELS
 
 # One input of each network that labkit knows by name.
 EXAMPLES = {

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 from labkit import get_model, load_best
 from labkit.cli import main
-from labkit.space import get_space
+from labkit.study.space import get_space
 from tests.conftest import ROOT
 
 CONDA_NAMES = {"pytorch": "torch", "python-kaleido": "kaleido"}

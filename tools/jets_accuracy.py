@@ -1,6 +1,6 @@
 """Train the network that the field uses on the jets, and say how well they can be told apart.
 
-    python tools/jets_accuracy.py labkit/assets/jets.npz --seeds 0 1 2
+    python tools/jets_accuracy.py labkit/data/assets/jets.npz --seeds 0 1 2
 
 The network is the one of hls4ml (arXiv:1804.06913): Linear 16-64-32-32-5 with ReLU between, on
 standardised features. It is trained for a fixed number of epochs and measured once, on the test

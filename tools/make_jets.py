@@ -1,7 +1,7 @@
 """Generate the jet-substructure data set with Pythia 8 and FastJet.
 
     pip install "pythia8mc==8.317.2" "fastjet==3.5.2.0"
-    python tools/make_jets.py --per-class 40000 --seed 1 --out labkit/assets/jets.npz
+    python tools/make_jets.py --per-class 40000 --seed 1 --out labkit/data/assets/jets.npz
 
 Sample, after arXiv:1709.08705: proton-proton collisions at 13 TeV with a gluon pair, a light-quark
 pair, WW, ZZ or a top pair in the final state, each parton with a transverse momentum close to

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 import torch
 from torch import nn
 
-from labkit.graph import BATCH_NORMS
-from labkit.multiplier import TransformInfo, channel_multiplier_transform_pass
+from labkit.transform.graph import BATCH_NORMS
+from labkit.transform.plan import TransformInfo, channel_multiplier_transform_pass
 
 # Network → the module of pytorchcv that has it.
 NETWORKS = {

@@ -1,0 +1,4 @@
+"""Data sets, in memory: split once, standardised by the training split, checked on the way in."""
+
+from labkit.data.dataset import Dataset as Dataset
+from labkit.data.dataset import load_data as load_data

@@ -1,0 +1,1 @@
+"""What labkit knows of each kind of operator."""

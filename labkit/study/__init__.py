@@ -1,0 +1,1 @@
+"""A search: its configuration, its space, its trials and their results."""

@@ -1,0 +1,1 @@
+"""Training a network, alone or many at once."""

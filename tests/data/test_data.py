@@ -1,0 +1,287 @@
+"""Loading: small files in the layouts of the public data, and what is refused."""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.datasets
+import torch
+from sklearn.datasets import load_digits
+
+from labkit.data.dataset import JET_CLASSES, JET_FEATURES, Dataset, load_data
+from labkit.errors import LabkitError
+
+Table = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture
+def table() -> Table:
+    """300 rows of jet-like numbers: features, and class indices."""
+    rng = np.random.default_rng(1)
+    return rng.normal(3, 2, size=(300, 16)), np.arange(300) % 5
+
+
+def all_rows(data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.cat([data.x_train, data.x_val, data.x_test])
+    return x, torch.cat([data.y_train, data.y_val, data.y_test])
+
+
+def assert_same_rows(data: Dataset, table: Table) -> None:
+    """The data set holds the table's rows, each with its label, shifted and scaled."""
+    x, y = all_rows(data)
+    expected_x, expected_y = table
+    assert len(x) == len(expected_x)
+    # Standardising keeps each column's order; columns differ, so ranks identify rows.
+    ranks = x.double().argsort(0).argsort(0)[:, :2]
+    expected_ranks = expected_x.argsort(0).argsort(0)[:, :2]
+    ours = {(*map(int, rank), int(label)) for rank, label in zip(ranks, y)}
+    assert ours == {
+        (*map(int, rank), int(label)) for rank, label in zip(expected_ranks, expected_y)
+    }
+
+
+def test_the_split_is_stratified_standardised_and_fixed(table: Table) -> None:
+    data = Dataset.from_arrays(*table)
+    assert [len(x) for x in (data.x_train, data.x_val, data.x_test)] == [240, 30, 30]
+    for y in (data.y_train, data.y_val, data.y_test):
+        assert len(set(y.bincount().tolist())) == 1  # every class equally often
+    assert torch.allclose(data.x_train.mean(0), torch.zeros(16), atol=1e-6)
+    assert torch.allclose(data.x_train.std(0, correction=0), torch.ones(16), atol=1e-5)
+    assert data.x_val.mean(0).abs().max() > 1e-3  # not standardised by itself
+    assert (data.x_train.dtype, data.y_train.dtype) == (torch.float32, torch.int64)
+    again = Dataset.from_arrays(*table)
+    assert data.fingerprint() == again.fingerprint()
+    assert data.fingerprint() != Dataset.from_arrays(*table, seed=1).fingerprint()
+    assert_same_rows(data, table)
+
+
+def test_digits_are_scikit_learns() -> None:
+    data = load_data("digits")
+    digits = load_digits()
+    assert data.classes == tuple("0123456789")
+    assert len(all_rows(data)[0]) == len(digits.data)
+    assert all_rows(data)[1].bincount().tolist() == np.bincount(digits.target).tolist()
+
+
+def test_images_and_constant_features_are_taken() -> None:
+    x = np.zeros((30, 1, 2, 2))
+    x[:, 0, 0, 0] = np.arange(30)
+    data = Dataset.from_arrays(x, ["cat", "dog"] * 15)
+    assert data.classes == ("cat", "dog")
+    assert data.x_train.shape == (24, 1, 2, 2)
+    assert torch.isfinite(data.x_train).all()
+    assert data.features == ()
+
+
+def write_public_hdf5(path: Path, table: Table, drop: tuple[str, ...] = ()) -> None:
+    x, y = table
+    columns = {f"j_{name}": x[:, i] for i, name in enumerate(JET_FEATURES)}
+    columns |= {f"j_{name}": (y == i) for i, name in enumerate(JET_CLASSES)}
+    columns = {name: column for name, column in columns.items() if name not in drop}
+    # The public file has more columns than are used, and another order.
+    columns = {"j_ptfrac": x[:, 0], **dict(reversed(columns.items()))}
+    rows = np.zeros(len(x), dtype=[(name, np.float64) for name in columns])
+    for name, column in columns.items():
+        rows[name] = column
+    with h5py.File(path, "w") as file:
+        file["t_allpar_new"] = rows
+
+
+def test_the_public_hdf5_file_is_read(tmp_path: Path, table: Table) -> None:
+    write_public_hdf5(tmp_path / "jets.h5", table)
+    data = load_data("jsc", path=tmp_path / "jets.h5")
+    assert data.classes == JET_CLASSES
+    assert data.features == JET_FEATURES
+    assert_same_rows(data, table)
+    assert load_data(tmp_path / "jets.h5").fingerprint() == data.fingerprint()
+
+
+def test_a_wrong_hdf5_file_is_named(tmp_path: Path, table: Table) -> None:
+    write_public_hdf5(tmp_path / "jets.h5", table, drop=("j_zlogz", "j_t"))
+    with pytest.raises(LabkitError, match=r"lacks the columns j_zlogz, j_t$"):
+        load_data("jsc", path=tmp_path / "jets.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["images"] = np.zeros(3)
+    with pytest.raises(LabkitError, match="no array 't_allpar_new'; it has images"):
+        load_data("jsc", path=tmp_path / "other.h5")
+    (tmp_path / "text.h5").write_text("no")
+    with pytest.raises(LabkitError, match="not an HDF5 file"):
+        load_data("jsc", path=tmp_path / "text.h5")
+    with pytest.raises(LabkitError, match="path: there is no file 'none.h5'"):
+        load_data("jsc", path="none.h5")
+
+
+def test_openml_is_read(monkeypatch: pytest.MonkeyPatch, table: Table) -> None:
+    x, y = table
+    frame = pd.DataFrame(x, columns=JET_FEATURES)[list(reversed(JET_FEATURES))]
+    target = pd.Series([JET_CLASSES[i] for i in y], dtype="category")
+    answer = SimpleNamespace(data=frame, target=target)
+    asked = []
+
+    def fetch(name: str, **options: Any) -> SimpleNamespace:
+        asked.append(name)
+        return answer
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+    data = load_data("jsc-openml")
+    assert asked == ["hls4ml_lhc_jets_hlf"]
+    assert data.features == JET_FEATURES
+    assert_same_rows(data, table)
+
+
+def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, **options: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+    with pytest.raises(LabkitError, match=r"openml.org, which did not answer.*'jsc' comes with"):
+        load_data("jsc-openml")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_of_ones_own(tmp_path: Path, table: Table, suffix: str) -> None:
+    frame = pd.DataFrame(table[0], columns=JET_FEATURES).assign(kind=table[1])
+    path = tmp_path / f"mine.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    data = load_data(path, label="kind")
+    assert data.features == JET_FEATURES
+    assert data.classes == ("0", "1", "2", "3", "4")
+    assert_same_rows(data, table)
+    with pytest.raises(LabkitError, match=r"no column 'knd'; did you mean 'kind'"):
+        load_data(path, label="knd")
+
+
+def test_arrays_of_ones_own(tmp_path: Path, table: Table) -> None:
+    np.savez(tmp_path / "mine.npz", x=table[0], label=table[1])
+    assert_same_rows(load_data(str(tmp_path / "mine.npz")), table)
+    np.savez(tmp_path / "two.npz", a=table[0], b=table[0], label=table[1])
+    with pytest.raises(LabkitError, match="one array beside 'label', got a, b"):
+        load_data(tmp_path / "two.npz")
+    np.savez(tmp_path / "objects.npz", x=table[0], label=table[1].astype(object))
+    with pytest.raises(LabkitError, match="cannot read"):  # it would have to unpickle
+        load_data(tmp_path / "objects.npz")
+
+
+def test_text_in_a_feature_is_named(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3] * 4, "b": ["x", "y", "z"] * 4, "label": [0, 1] * 6})
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(LabkitError, match="column 'b' .* is not numeric"):
+        load_data(tmp_path / "mine.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(LabkitError, match="cannot read"):
+        load_data(tmp_path / "empty.csv")
+
+
+def poisoned(table: Table, value: float) -> Table:
+    x, y = table
+    x = x.copy()
+    x[[7, 9], 3] = value
+    return x, y
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda t: poisoned(t, np.nan), {}, r"'c1_b2_mmdt': has 2 missing values .* row 7"),
+        (lambda t: poisoned(t, np.inf), {}, r"'c1_b2_mmdt': has 2 infinite values.* row 7"),
+        (lambda t: (t[0], t[1] * 0), {}, "at least two classes, got 1"),
+        (lambda t: (t[0], (t[1] == 0) * np.arange(300)), {}, r"class '5' has 1 rows"),
+        (lambda t: (t[0][:, :3], t[1]), {}, "features: expected 3 names, got 16"),
+        (lambda t: (t[0][:9], t[1]), {}, r"y: expected one label a row of x, \[9\]"),
+        (lambda t: (t[0][0], t[1]), {}, "x: expected .*got shape"),
+        (lambda t: (t[0], t[1] + 0.5), {}, "y: expected class labels .*fractions"),
+        (lambda t: (t[0], [None, *t[1][1:]]), {}, "y: row 0 has no label"),
+        (lambda t: (t[0], ["a", *t[1][1:]]), {}, "y: "),
+        (lambda t: (t[0].astype(str) + "x", t[1]), {}, "x: expected numbers"),
+        (lambda t: ([[1.0], [1.0, 2.0]], [0, 1]), {}, "x: expected an array"),
+        (lambda t: t, {"test": 1.5}, "validation, test: expected .* got 0.1 and 1.5"),
+        (lambda t: t, {"classes": ["a", "b"]}, "y: expected indices from 0 to 1, got 0 to 4"),
+        (lambda t: (t[0], t[1].astype(str)), {"classes": ["a"]}, "y: expected indices"),
+        (lambda t: (t[0][:15], t[1][:15]), {}, "too few to split"),
+    ],
+)
+def test_wrong_arrays_are_named(table: Table, change: Any, options: Any, message: str) -> None:
+    x, y = change(table)
+    with pytest.raises(LabkitError, match=message):
+        Dataset.from_arrays(x, y, features=JET_FEATURES, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("jcs", "unknown data set 'jcs'; did you mean 'jsc'"),
+        ("none.csv", "there is no file 'none.csv'"),
+        ("no.such:thing", "cannot import 'no.such:thing'"),
+        ("math:tau", "expected 'math:tau' to be a function"),
+        ("builtins:dict", "to return a Dataset, got a dict"),
+    ],
+)
+def test_unknown_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(LabkitError, match=message):
+        load_data(name)
+
+
+def test_digits_as_images_are_the_digits_enlarged() -> None:
+    images, flat = load_data("digits32"), load_data("digits")
+    assert images.x_train.shape == (len(flat.x_train), 3, 32, 32)
+    assert images.features == ()
+    corners = images.x_train[:, :, ::4, ::4]
+    assert torch.equal(images.y_train, flat.y_train)
+    for channel in range(3):
+        assert torch.equal(corners[:, channel].flatten(1), flat.x_train)
+
+
+def write_cifar_batch(path: Path, rows: int, seed: int) -> dict[bytes, Any]:
+    """Writes a batch as CIFAR-10 has it: a pickled dict with the keys of Python 2, bytes."""
+    rng = np.random.default_rng(seed)
+    batch = {
+        b"batch_label": b"a batch",
+        b"labels": [int(i % 10) for i in range(rows)],
+        b"data": rng.integers(0, 256, (rows, 3072), dtype=np.uint8),
+        b"filenames": [b"a.png"] * rows,
+    }
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    return batch
+
+
+def test_a_folder_of_cifar10s_python_batches_is_read(tmp_path: Path) -> None:
+    write_cifar_batch(tmp_path / "data_batch_1", 100, 1)
+    write_cifar_batch(tmp_path / "data_batch_2", 100, 2)
+    test = write_cifar_batch(tmp_path / "test_batch", 30, 3)
+    data = load_data(tmp_path)
+    assert data.x_train.shape == (180, 3, 32, 32)
+    assert (len(data.x_val), len(data.x_test)) == (20, 30)
+    assert data.classes[:2] == ("airplane", "automobile")
+    assert data.y_test.tolist() == test[b"labels"]
+    # Each pixel of the training split is standardised; the test split goes along.
+    assert data.x_train.mean(dim=0).abs().max() < 1e-6
+    torch.testing.assert_close(data.x_train.std(dim=0, correction=0), torch.ones(3, 32, 32))
+    raw = np.asarray(test[b"data"]).reshape(-1, 3, 32, 32)[:, 1, 5, 7]
+    assert np.corrcoef(raw, data.x_test[:, 1, 5, 7])[0, 1] == pytest.approx(1)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("run by unpickling",))
+
+
+def test_a_batch_that_would_run_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar_batch(tmp_path / "test_batch", 30, 0)
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": Payload()}))
+    with pytest.raises(LabkitError, match=r"no batch of CIFAR-10: it holds a builtins\.print"):
+        load_data(tmp_path)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "data_batch_1").write_bytes(b"text")
+    with pytest.raises(LabkitError, match="no batch of CIFAR-10"):
+        load_data(tmp_path)
+    (tmp_path / "data_batch_1").unlink()
+    with pytest.raises(LabkitError, match="expected data_batch_1"):
+        load_data(tmp_path)

@@ -1,0 +1,115 @@
+"""The reference's TOML is taken as it is; every mistake is named in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from labkit.errors import LabkitError
+from labkit.study.config import load_config, to_tables, with_overrides
+from tests.conftest import REFERENCE_TOML, ROOT
+
+
+def test_the_references_file_is_taken_unchanged() -> None:
+    config = load_config(REFERENCE_TOML)
+    train = config.runners("sw_runner")["basic_train"].model_dump()
+    assert train["max_epochs"] == 10
+    assert train["learning_rate"] == 1e-4
+    assert train["num_samples"] == 1_000_000
+    assert config.search.strategy.setup.n_trials == 100
+    assert config.search.strategy.metrics["total_flops"].direction == "minimize"
+
+
+def test_the_reports_search_is_the_references_file() -> None:
+    ours = to_tables(load_config(ROOT / "configs" / "jsc_toy.toml"))
+    theirs = to_tables(load_config(REFERENCE_TOML))
+    assert ours["search"]["search_space"] == theirs["search"]["search_space"]
+    assert ours["search"]["strategy"]["metrics"] == theirs["search"]["strategy"]["metrics"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
+    config = load_config(path)
+    assert load_config(to_tables(config)) == config
+
+
+def test_top_level_values_stand_in_for_a_runners_own(tables: dict[str, Any]) -> None:
+    own = tables["search"]["strategy"]["sw_runner"]["basic_train"]
+    del own["max_epochs"], own["learning_rate"]
+    tables |= {"max_epochs": 3, "batch_size": 64, "learning_rate": 0.5}
+    train = load_config(tables).runners("sw_runner")["basic_train"].model_dump()
+    assert (train["max_epochs"], train["batch_size"], train["learning_rate"]) == (3, 64, 0.5)
+
+
+def test_overrides_reach_every_place(tables: dict[str, Any]) -> None:
+    config = with_overrides(load_config(tables), trials=3, epochs=7, seed=9)
+    assert config.search.strategy.setup.n_trials == 3
+    assert config.runners("sw_runner")["basic_train"].model_dump()["max_epochs"] == 7
+    assert (config.max_epochs, config.seed) == (7, 9)
+    with pytest.raises(LabkitError, match="n_trials: expected greater than or equal to 1, got 0"):
+        with_overrides(config, trials=0)
+
+
+def replaced(tables: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    *parents, last = key.split(".")
+    table = tables
+    for parent in parents:
+        table = table[parent]
+    table[last] = value
+    return tables
+
+
+SETUP = "search.strategy.setup"
+TRAIN = "search.strategy.sw_runner.basic_train"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sed", 1, "sed: unknown key; did you mean 'seed'?"),
+        ("seed", "x", "seed: expected a valid integer.* got 'x'"),
+        ("seed", -1, "seed: expected greater than or equal to 0, got -1"),
+        ("task", "regression", "task: expected 'cls' or 'classification', got 'regression'"),
+        ("accelerator", "tpu", "accelerator: expected 'auto', .* got 'tpu'"),
+        ("load_type", "mz", "load_type: expected 'pt', .* got 'mz'"),
+        (f"{SETUP}.sampler", "tpee", f"{SETUP}.sampler: expected 'random', .* got 'tpee'"),
+        (f"{SETUP}.n_trial", 3, f"{SETUP}.n_trial: unknown key; did you mean 'n_trials'"),
+        (f"{SETUP}.timeout", -1, f"{SETUP}.timeout: expected greater than 0, got -1"),
+        (f"{SETUP}.sum_scaled_metrics", True, "sum_scaled_metrics = true needs direction"),
+        ("search.strategy.metrics.accuracy.direction", "up", "accuracy.direction: expected"),
+        ("search.strategy.metrics.accuracy.scal", 1, "scal: unknown key; did you mean 'scale'"),
+        (
+            "search.strategy.metrics.acuracy",
+            {"direction": "maximize"},
+            "metrics.acuracy: no runner measures it; did you mean 'accuracy'",
+        ),
+        ("search.strategy.metrics", {}, "search.strategy.metrics: "),
+        (f"{TRAIN}.learning_rate", 0, f"{TRAIN}.learning_rate: expected greater than 0, got 0"),
+        (f"{TRAIN}.learning_rates", 1, "learning_rates: unknown key; did you mean 'learning_rate'"),
+        (f"{TRAIN}.optimizer", "lion", "optimizer: expected 'adam', 'adamw' or 'sgd', got 'lion'"),
+        (f"{TRAIN}.data_loader", "test_dataloader", "data_loader: expected 'train_dataloader'"),
+        (
+            "search.strategy.sw_runner.basic_trian",
+            {},
+            "sw_runner.basic_trian: unknown runner 'basic_trian'; did you mean 'basic_train'",
+        ),
+        ("search.search_space", {"name": "x"}, "search.search_space.seed: missing"),
+    ],
+)
+def test_every_mistake_names_key_value_and_expectation(
+    tables: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    with pytest.raises(LabkitError, match=message) as caught:
+        load_config(replaced(tables, key, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, tables: dict[str, Any]) -> None:
+    with pytest.raises(LabkitError, match="cannot read .*none.toml.*: No such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("model = ")
+    with pytest.raises(LabkitError, match="bad.toml is not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "good.toml").write_text(tomli_w.dumps(tables))
+    assert load_config(tmp_path / "good.toml") == load_config(tables)
