@@ -17,8 +17,8 @@ from labkit.errors import LabkitError
 from labkit.training.loop import TrainSettings, batches, evaluate, train
 from labkit.training.stack import (
     NotStackable,
-    _faster_threads,
     Stack,
+    _faster_threads,
     stack_width,
     step_seconds,
     train_stack,
