@@ -1,43 +1,92 @@
-"""Users' own objects, by the name under which Python imports them."""
+"""From a name to an object: one that labkit knows, or `package.module:name`, a user's own.
+
+Networks, data sets, runners, spaces and operators are all named this way.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import pkgutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, did_you_mean
 
 T = TypeVar("T")
 
 
-def build(key: str, reference: str, kind: type[T]) -> T:
-    """Calls the function or class that `package.module:name` names, without arguments.
-
-    The working directory is searched too.
+def find(key: str, name: str, known: Mapping[str, Any], what: str, more: str = "") -> Any:
+    """Returns what a name stands for.
 
     Args:
         key: The configuration key to name in an error.
-        reference: Such as `"my_networks:wide_mlp"`.
+        name: A key of `known`, or `package.module:name`, which is imported.
+        known: The objects that have a name of their own.
+        what: What they are, such as `"network"`, for the message.
+        more: What else the caller would have taken, for the message.
+
+    Returns:
+        A value of `known`, or whatever was imported: the caller checks that.
+
+    Raises:
+        LabkitError: Nothing has that name, or importing it failed.
+    """
+    if name in known:
+        return known[name]
+    if ":" in name:
+        return imported(key, name)
+    raise LabkitError(
+        f"{key}: unknown {what} {name!r}; {did_you_mean(name, known)} "
+        f"(or package.module:name{more})"
+    )
+
+
+def imported(key: str, reference: str) -> Any:
+    """Returns the object that `package.module:name` names; the working directory is searched too.
+
+    Raises:
+        LabkitError: There is no such module or name, or the module raised when it was imported.
+    """
+    with _users_code(f"{key}: cannot import {reference!r}"):
+        return pkgutil.resolve_name(reference)
+
+
+def build(key: str, name: str, make: Any, kind: type[T]) -> T:
+    """Returns what a function or class makes when it is called without arguments.
+
+    Args:
+        key: The configuration key to name in an error.
+        name: What the configuration calls the function.
+        make: The function, as `find` returned it.
         kind: What it must return.
 
     Raises:
-        LabkitError: There is no such module or name, or it does not return what it must.
+        LabkitError: It is no function, it raised, or it returned something else.
     """
-    module_name, _, attribute = reference.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LabkitError(f"{key}: cannot import {reference!r}: {error}") from error
-    if not callable(function):
-        raise LabkitError(f"{key}: expected {reference!r} to be a function, got {function!r}")
-    built = function()
+    if not callable(make):
+        raise LabkitError(f"{key}: expected {name!r} to be a function, got {make!r}")
+    with _users_code(f"{key}: {name!r} failed, called without arguments"):
+        built = make()
     if not isinstance(built, kind):
         raise LabkitError(
-            f"{key}: expected {reference!r} to return a {kind.__name__}, "
-            f"got a {type(built).__name__}"
+            f"{key}: expected {name!r} to return a {kind.__name__}, got a {type(built).__name__}"
         )
     return built
+
+
+@contextlib.contextmanager
+def _users_code(problem: str) -> Iterator[None]:
+    """Imports from the working directory too, and says in words what the code within raised."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()  # a file may have been written a moment ago
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # it may raise anything
+        raise LabkitError(f"{problem}: {type(error).__name__}: {error}") from error
+    finally:
+        with contextlib.suppress(ValueError):  # that code has removed it itself
+            sys.path.remove(here)

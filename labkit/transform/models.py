@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit.errors import LabkitError, did_you_mean
-from labkit.names import build
+from labkit.errors import LabkitError
+from labkit.names import build, find
 
 
 class SequentialNet(nn.Module):
@@ -215,8 +215,4 @@ def get_model(model: str | nn.Module) -> nn.Module:
         return model
     if not isinstance(model, str):
         raise LabkitError(f"model: expected a name or an nn.Module, got {model!r}")
-    if ":" in model:
-        return build("model", model, nn.Module)
-    if model not in MODELS:
-        raise LabkitError(f"model: unknown network {model!r}; {did_you_mean(model, MODELS)}")
-    return MODELS[model]()
+    return build("model", model, find("model", model, MODELS, "network"), nn.Module)
