@@ -33,7 +33,7 @@ import plotly.express as px
 import torch
 from torch import nn
 
-from labkit.data.dataset import load_data
+from labkit.data import load_data
 from labkit.show.plots import TEMPLATE, save_image
 from labkit.study.config import load_config
 from labkit.study.hypervolume import dominated_volume

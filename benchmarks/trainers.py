@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from labkit.data.dataset import Dataset, load_data
+from labkit.data import Dataset, load_data
 from labkit.study.config import load_config, with_overrides
 from labkit.study.search import Search
 from labkit.training.loop import TrainSettings, evaluate, train

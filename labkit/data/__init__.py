@@ -1,4 +1,5 @@
 """Data sets, in memory: split once, standardised by the training split, checked on the way in."""
 
 from labkit.data.dataset import Dataset as Dataset
-from labkit.data.dataset import load_data as load_data
+from labkit.data.dataset import Split as Split
+from labkit.data.loading import load_data as load_data

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 from tqdm.auto import tqdm
 
-from labkit.data.dataset import Dataset, load_data
+from labkit.data import Dataset, load_data
 from labkit.errors import DivergenceError, LabkitError
 from labkit.show.page import write_page
 from labkit.study.config import SearchConfig, load_config, to_tables

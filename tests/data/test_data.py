@@ -1,6 +1,8 @@
 """Loading: small files in the layouts of the public data, and what is refused."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,8 @@ import sklearn.datasets
 import torch
 from sklearn.datasets import load_digits
 
-from labkit.data.dataset import JET_CLASSES, JET_FEATURES, Dataset, load_data
+from labkit.data import Dataset, load_data
+from labkit.data.jets import JET_CLASSES, JET_FEATURES
 from labkit.errors import LabkitError
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -285,3 +288,16 @@ def test_a_batch_that_would_run_code_is_refused(
     (tmp_path / "data_batch_1").unlink()
     with pytest.raises(LabkitError, match="expected data_batch_1"):
         load_data(tmp_path)
+
+
+def test_a_split_is_its_rows_and_labels(table: Table) -> None:
+    data = Dataset.from_arrays(*table)
+    for name in ("train", "val", "test"):
+        x, y = data.split(name)
+        assert x is getattr(data, f"x_{name}")
+        assert y is getattr(data, f"y_{name}")
+
+
+def test_importing_the_package_loads_no_reader_of_files() -> None:
+    code = "import labkit.data, sys; assert not {'pandas', 'sklearn', 'h5py'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
