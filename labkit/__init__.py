@@ -1,32 +1,33 @@
 """Find how wide each layer of a small neural network should be."""
 
+import ast
 import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: a thread that waits for another soon sleeps. By default it holds its core
 # for long, and where other programs run, training becomes up to a hundred times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from labkit.data.dataset import Dataset, load_data
-from labkit.errors import LabkitError
-from labkit.show.serving import dashboard
-from labkit.study.results import Results, load_best
-from labkit.study.search import Search, search
-from labkit.transform.models import get_model
-from labkit.transform.plan import (
-    channel_multiplier_transform_pass,
-    linear_multiplier_transform_pass,
-)
+# Name → the module that it is imported from when it is first used. The list is `__init__.pyi`.
+_HOMES = {
+    alias.name: statement.module
+    for statement in ast.parse(Path(__file__).with_suffix(".pyi").read_text("utf-8")).body
+    if isinstance(statement, ast.ImportFrom) and statement.module
+    for alias in statement.names
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
-__all__ = [
-    "Dataset",
-    "LabkitError",
-    "Results",
-    "Search",
-    "channel_multiplier_transform_pass",
-    "dashboard",
-    "get_model",
-    "linear_multiplier_transform_pass",
-    "load_best",
-    "load_data",
-    "search",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

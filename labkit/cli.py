@@ -1,19 +1,18 @@
-"""The `labkit` command."""
+"""The `labkit` command.
+
+What a command needs is imported when it runs: `labkit --help` answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import sys
 from pathlib import Path
 
-import optuna
-
+import labkit
 from labkit.errors import LabkitError
-from labkit.show.serving import dashboard
-from labkit.study.config import load_config, with_overrides
-from labkit.study.search import Search
-from labkit.study.space import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +22,6 @@ def main(argv: list[str] | None = None) -> int:
         0 on success, 1 where no trial finished, 2 on bad input, 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return int(arguments.run(arguments))
     except LabkitError as error:
@@ -37,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="labkit", description="Find how wide each layer of a small neural network should be."
     )
+    version = f"labkit {importlib.metadata.version('labkit')}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     search = commands.add_parser("search", help="run a search, or continue one")
@@ -65,26 +65,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(arguments: argparse.Namespace) -> int:
+    from labkit.study.config import with_overrides
+
+    _quiet_optuna()
     config = with_overrides(
-        load_config(arguments.config),
+        labkit.load_config(arguments.config),
         trials=arguments.trials,
         epochs=arguments.epochs,
         seed=arguments.seed,
     )
     folder = arguments.out or Path("results") / arguments.config.stem
-    search = Search(config, folder=folder, storage=arguments.storage)
+    search = labkit.Search(config, folder=folder, storage=arguments.storage)
     setup = config.search.strategy.setup
     print(f"{config.model} on {search.data}")
-    size = count(search.space)
+    size = labkit.count(search.space)
     print(
         f"{size}; "
         f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}, on {search.device}"
     )
-    if (
-        size.exact
-        and setup.n_trials >= size.networks
-        and setup.sampler not in ("bruteforce", "grid")
-    ):
+    exhaustive = setup.sampler in ("bruteforce", "grid")
+    if size.exact and setup.n_trials >= size.networks and not exhaustive:
         print(
             f'{setup.n_trials} trials cover all networks: sampler = "bruteforce" trains each once'
         )
@@ -104,7 +104,8 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _replicate(arguments: argparse.Namespace) -> int:
-    search = Search(arguments.folder / "config.toml", folder=arguments.folder)
+    _quiet_optuna()
+    search = labkit.Search(arguments.folder / "config.toml", folder=arguments.folder)
     interrupted = False
     try:
         results = search.replicate(arguments.seeds)
@@ -119,12 +120,19 @@ def _replicate(arguments: argparse.Namespace) -> int:
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:
-    browser = dashboard(arguments.folder, arguments.port)
+    _quiet_optuna()
+    browser = labkit.dashboard(arguments.folder, arguments.port)
     print(f"{browser.link}  (Ctrl-C stops it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         browser.wait()
     browser.stop()
     return 0
+
+
+def _quiet_optuna() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 if __name__ == "__main__":
