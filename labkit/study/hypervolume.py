@@ -92,9 +92,10 @@ def hypervolume_history(
 def _volumes(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> list[float]:
     """Returns the volume that the first n points dominate, for each n."""
     front = losses[:0]
-    volumes = []
+    volumes, volume = [], 0.0
     for point in losses:
         if not (front <= point).all(axis=1).any():
             front = np.vstack([front[(front < point).any(axis=1)], point])
-        volumes.append(dominated_volume(front, reference))
+            volume = dominated_volume(front, reference)
+        volumes.append(volume)
     return volumes
