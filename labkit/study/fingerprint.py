@@ -112,7 +112,12 @@ def _source(function: FunctionType) -> str:
     """Returns the source without comments and layout; the bytecode where there is none."""
     with contextlib.suppress(OSError, SyntaxError, TypeError):
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
-    return repr((function.__code__.co_code, function.__code__.co_names))
+    return _bytecode(function.__code__)
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -126,6 +131,8 @@ def _is_library(thing: Any) -> bool:
     """Whether something is not the user's to edit: Python's, labkit's, or installed."""
     name = getattr(thing, "__module__", None) or type(thing).__module__
     top = name.split(".")[0]
+    if top == "__main__":
+        return False
     file = getattr(sys.modules.get(top), "__file__", None) or ""
     return top in sys.stdlib_module_names or top == "labkit" or "site-packages" in file
 
