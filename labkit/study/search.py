@@ -50,8 +50,9 @@ from labkit.study.runners import (
 from labkit.study.space import MAX_ENUMERATED, get_space, networks
 from labkit.training.loop import check_fit
 from labkit.training.stack import NotStackable, Trained, stack_width, step_seconds, train_stack
+from labkit.transform.applying import apply
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply
+from labkit.transform.plan import Plan
 
 # What may change between two runs that continue the same study.
 BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
