@@ -40,8 +40,9 @@ from labkit.study.config import load_config, with_overrides
 from labkit.study.search import Search
 from labkit.training.loop import TrainSettings, evaluate, train
 from labkit.training.stack import train_stack
+from labkit.transform.applying import apply, initialise
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform.plan import Plan
 
 try:
     from torchmetrics.classification import MulticlassAccuracy

@@ -5,16 +5,16 @@ from labkit.data import Dataset as Dataset
 from labkit.data import load_data as load_data
 from labkit.errors import LabkitError as LabkitError
 from labkit.show import plots as plots
-from labkit.show.panels import LayerExplorer as LayerExplorer
+from labkit.show.explorer import LayerExplorer as LayerExplorer
 from labkit.show.panels import SearchPanel as SearchPanel
 from labkit.show.panels import StudyPanel as StudyPanel
 from labkit.show.serving import dashboard as dashboard
+from labkit.show.reports import report_graph_analysis_pass as report_graph_analysis_pass
 from labkit.show.tables import compare as compare
 from labkit.show.tables import layer_table as layer_table
-from labkit.show.tables import report_graph_analysis_pass as report_graph_analysis_pass
 from labkit.study.config import load_config as load_config
 from labkit.study.results import Results as Results
-from labkit.study.results import load_best as load_best
+from labkit.study.networks import load_best as load_best
 from labkit.study.runners import register_runner as register_runner
 from labkit.study.search import Search as Search
 from labkit.study.search import search as search
@@ -24,15 +24,15 @@ from labkit.training.loop import TrainSettings as TrainSettings
 from labkit.training.loop import evaluate as evaluate
 from labkit.training.loop import train as train
 from labkit.training.stack import train_stack as train_stack
+from labkit.transform.applying import apply as apply
 from labkit.transform.channels import channel_groups as channel_groups
 from labkit.transform.channels import find_channels as find_channels
 from labkit.transform.cost import total_cost as total_cost
 from labkit.transform.models import get_model as get_model
-from labkit.transform.plan import apply as apply
-from labkit.transform.plan import (
+from labkit.transform.passes import (
     channel_multiplier_transform_pass as channel_multiplier_transform_pass,
 )
-from labkit.transform.plan import (
+from labkit.transform.passes import (
     linear_multiplier_transform_pass as linear_multiplier_transform_pass,
 )
 from labkit.transform.plan import resolve as resolve

@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 
 from labkit.errors import LabkitError
 from labkit.show.style import (
-    COLOURS,
     TEMPLATE,
     conditions,
     finite,
+    look,
     say_if_empty,
     text,
     title,
@@ -91,9 +91,7 @@ def training_curves(
                 showlegend=key == metric,
                 x=list(range(1, len(history) + 1)),
                 y=values,
-                mode="lines+markers",
-                line={"dash": dash, "color": COLOURS[i % len(COLOURS)]},
-                marker={"symbol": i},
+                **look(i, dash),
             )
     n_epochs = max(map(len, histories.values()), default=1)
     figure.update_layout(

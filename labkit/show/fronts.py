@@ -16,6 +16,7 @@ from labkit.show.style import (
     PURPLE,
     TEMPLATE,
     cost_axis,
+    look,
     metric_text,
     say_if_empty,
     text,
@@ -141,10 +142,9 @@ def widths_along_front(results: Results) -> go.Figure:
             name=text(group),
             x=front[cost],
             y=widths[group],
-            mode="lines+markers",
-            line={"shape": "hv"},
-            marker={"symbol": i, "size": 10},  # colour alone must not tell them apart
+            **look(i),
         )
+    figure.update_traces(line={"shape": "hv"}, marker={"size": 10})
     figure.update_layout(
         template=TEMPLATE,
         title=title(results, "Widths along the front: "),

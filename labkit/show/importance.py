@@ -82,7 +82,7 @@ def _shares(widths: pd.DataFrame, values: Sequence[float]) -> dict[str, float] |
         study.add_trials(trials)
     fanova = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     try:
-        shares = optuna.importance.get_param_importances(study, evaluator=fanova, normalize=False)
+        shares = fanova.evaluate(study)
     except RuntimeError:  # differences below what floating point tells apart
         return None
     return {group: float(np.clip(share, 0, 1)) for group, share in shares.items()}

@@ -18,6 +18,7 @@ from labkit.study.results import Results
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 GREY = "#999999"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+SYMBOLS = 25  # of plotly's, those that are filled
 TEMPLATE = "labkit"
 pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout={"colorway": COLOURS})
 
@@ -55,6 +56,16 @@ def title(results: Results, what: str = "", *notes: str) -> dict[str, Any]:
     return {
         "text": what + text(f"{about.get('model')} on {about.get('dataset')}"),
         "subtitle": {"text": text("; ".join(said))},
+    }
+
+
+def look(i: int, dash: str = "solid") -> dict[str, Any]:
+    """Returns how the i-th of several lines looks: colour alone must not tell them apart."""
+    colour = COLOURS[i % len(COLOURS)]
+    return {
+        "mode": "lines+markers",
+        "line": {"color": colour, "dash": dash},
+        "marker": {"symbol": i % SYMBOLS},
     }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from labkit.transform import Channels, Plan, cost_of, find_channels, total_cost
-from labkit.transform.plan import Resolution
+from labkit.transform import Channels, Plan, Resolution, cost_of, find_channels, total_cost
+from labkit.transform.plan import widths_of
 
 # Lines that show on a light page and on a dark one; colours are the page's.
 TABLE_STYLE = """<style>
@@ -55,7 +55,7 @@ def layer_table(
             example_input=channels.example_input,
             **cost_options,
         )
-    widths = _widths(plan)
+    widths = widths_of(channels, plan)
     rows = []
     for layer in cost.layers:
         before, after = channels.inputs.get(layer.name), channels.outputs.get(layer.name)
@@ -83,12 +83,6 @@ def layer_table(
     )
     names = pd.Index([*(layer.name for layer in cost.layers), "total"], name="layer")
     return pd.DataFrame(rows, index=names).astype({"in": "Int64", "out": "Int64"})
-
-
-def _widths(plan: Plan | Resolution | None) -> dict[str, int]:
-    if isinstance(plan, Resolution):
-        plan = plan.plan
-    return {} if plan is None else plan.to_dict()
 
 
 def compare(

@@ -27,6 +27,7 @@ from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import LabkitError
+from labkit.operators.stacking import NotStackable, Stack
 from labkit.training.loop import (
     EVALUATION_ROWS,
     TrainSettings,
@@ -40,11 +41,11 @@ from labkit.training.loop import (
     stops_early,
     train,
 )
-from labkit.training.stacking import NotStackable, Stack
+from labkit.transform.applying import Weights, apply, initialise
 from labkit.transform.channels import (
     find_channels,
 )
-from labkit.transform.plan import Plan, Weights, apply, initialise
+from labkit.transform.plan import Plan
 
 TIMED_STEPS = 4  # with all threads, and with one
 _choosing_threads = threading.Lock()
@@ -90,7 +91,7 @@ def train_stack(
         settings: By default `TrainSettings()`.
         seeds: Of each candidate, or one for all. Equal seeds share the order of the rows, which is
             faster.
-        weights: As `labkit.transform.plan.apply` takes it.
+        weights: As `labkit.transform.applying.apply` takes it.
         on_epoch: Called after every epoch with the metrics of every candidate that still trains.
         on_step: Called before every step; what it raises ends the training.
 
@@ -113,7 +114,7 @@ def train_stack(
     ]
     check_fit(candidates[0], data)
     keep_freed_memory()
-    stack = Stack(candidates, data.x_val[:2])
+    stack = Stack(channels.traced, candidates)
     network = stack.network.to(data.x_train.device)
     trained = [Trained(candidate) for candidate in candidates]
     running = list(range(len(candidates)))
@@ -248,7 +249,7 @@ def why_not_stackable(model: nn.Module, data: Dataset) -> str | None:
     """
     check_fit(model, data)
     try:
-        Stack([model], data.x_val[:2])
+        Stack(find_channels(model, data.x_val[:1]).traced, [model])
     except NotStackable as reason:
         return str(reason)
     return None

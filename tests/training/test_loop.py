@@ -23,8 +23,8 @@ from labkit.training.loop import (
     lr_factor,
     train,
 )
+from labkit.transform.applying import initialise
 from labkit.transform.models import get_model
-from labkit.transform.plan import initialise
 
 
 def weights(model: nn.Module) -> torch.Tensor:

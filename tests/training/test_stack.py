@@ -24,8 +24,9 @@ from labkit.training.stack import (
     train_stack,
     why_not_stackable,
 )
+from labkit.transform.applying import apply, initialise
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform.plan import Plan
 
 
 def double(data: Dataset) -> Dataset:
@@ -242,6 +243,22 @@ def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: 
     with pytest.raises(NotStackable, match=reason):
         train_stack(model, [Plan((("_0", 8),))], blobs)
     assert why_not_stackable(get_model("jsc-s"), blobs) is None
+
+
+def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
+    """A forward hook, and a hook before one: halves the last that it is given."""
+    return inputs[0] / 2 if output is None else output / 2
+
+
+@pytest.mark.parametrize("where", ["", "seq_blocks", "seq_blocks.5"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_network_with_hooks_trains_alone(blobs: Dataset, where: str, register: str) -> None:
+    model = get_model("jsc-toy")
+    handle = getattr(model.get_submodule(where), register)(halved)
+    with pytest.raises(NotStackable, match=r"(the network|'seq_blocks.*') \(.*forward hook"):
+        train_stack(model, toy_plans()[:2], blobs)
+    handle.remove()
+    assert why_not_stackable(model, blobs) is None
 
 
 def test_hooks_and_seeds(blobs: Dataset) -> None:
