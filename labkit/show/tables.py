@@ -86,13 +86,16 @@ def layer_table(
 
 
 def compare(
-    before: nn.Module | Channels, after: nn.Module | Plan | Resolution, **cost_options: Any
+    before: nn.Module | Channels,
+    after: nn.Module | Plan | Resolution | None,
+    **cost_options: Any,
 ) -> pd.DataFrame:
     """Returns two networks' layer tables side by side, with the ratio of their FLOPs.
 
     Args:
         before: A network, or its channels, found before.
-        after: Its new widths, for which nothing is built; or the same network with other widths.
+        after: Its new widths, for which nothing is built, or `None` for its own; or the same network
+            with other widths.
         **cost_options: As `labkit.cost_of` takes them; under `reference` the shapes of both come
             from `before`.
 
