@@ -59,13 +59,12 @@ class Task:
 
 
 class Executor(ABC):
-    """Trains candidates. What becomes of one does not depend on the executor.
+    """Trains candidates. What becomes of one does not depend on the executor."""
 
-    Attributes:
-        stacks: Whether one candidate more in a round is nearly free.
-    """
-
-    stacks = False
+    @property
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free."""
+        return False
 
     @abstractmethod
     def run(
@@ -93,8 +92,8 @@ class LocalExecutor(Executor):
         self._stackable: bool | None = None  # whether it works and is faster, once that is known
 
     @property
-    def stacks(self) -> bool:  # type: ignore[override]
-        """Whether one candidate more in a round is nearly free."""
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free; yes, until it is known better."""
         return self._stackable is not False
 
     def run(
