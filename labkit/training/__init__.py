@@ -1,7 +1,1 @@
-from labkit.training.loop import *
-from labkit.training.loop import TrainSettings, train, evaluate, check_fit
-from labkit.training.stack import train_stack
-from labkit.training.stacking import NotStackable
-def stack_width(c, plans, data, s): return 64
-def step_seconds(*a): raise NotStackable("not yet")
-def fit_stack(*a, **k): raise RuntimeError("x")
+"""Training a network, alone or many at once."""
