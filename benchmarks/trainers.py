@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch, as in the labkit command: it sets how torch's threads wait.
-import labkit  # noqa: F401  # isort: skip
+import labkit.runtime  # noqa: F401  # isort: skip
 
 import optuna
 import torch

@@ -1,10 +1,6 @@
 """Find how wide each layer of a small neural network should be."""
 
-import os
-
-# Before torch is loaded: a thread that waits for another soon sleeps. By default it holds its core
-# for long, and where other programs run, training becomes up to a hundred times slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+import labkit.runtime  # noqa: F401  # isort: skip  # first: it loads torch
 
 from labkit.data.dataset import Dataset, load_data
 from labkit.errors import LabkitError
