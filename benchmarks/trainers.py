@@ -38,8 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from labkit.data.dataset import Dataset, load_data
 from labkit.study.config import load_config, with_overrides
 from labkit.study.search import Search
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.training.stack import train_stack
+from labkit.training import TrainSettings, evaluate, train, train_stack
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply, initialise
 

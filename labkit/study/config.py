@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.study.runners import RUNNERS, RunnerSettings, get_runner
-from labkit.training.loop import TrainSettings
+from labkit.training import TrainSettings
 
 Direction = Literal["maximize", "minimize"]
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError, did_you_mean
-from labkit.training.loop import TrainSettings, evaluate, train
+from labkit.training import TrainSettings, evaluate, train
 from labkit.transform.cost import total_cost
 from labkit.transform.plan import Plan, Weights, initialise
 
@@ -57,7 +57,7 @@ class Candidate:
     batch_size: int = 256
     checkpoint: Path | None = None
     histories: list[list[Metrics]] = field(default_factory=list)
-    failure: str | None = None
+    failure: DivergenceError | None = None
     on_epoch: Callable[[Metrics], None] | None = None
     on_step: Callable[[], None] | None = None
 
@@ -148,7 +148,7 @@ def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
         DivergenceError: The loss became NaN or infinite.
     """
     if candidate.failure is not None:
-        raise DivergenceError(candidate.failure)
+        raise candidate.failure
     if not candidate.histories:
         others = [copy.deepcopy(candidate.model) for _ in candidate.seeds[1:]]
         models = [candidate.model, *others]

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import signal
 import threading
 import time
 import warnings
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from labkit.data.dataset import Dataset, load_data
 from labkit.errors import DivergenceError, LabkitError
+from labkit.runtime import Stopped, ctrl_c_stops
 from labkit.show.page import write_page
 from labkit.study.config import SearchConfig, load_config, to_tables
 from labkit.study.results import (
@@ -48,17 +48,13 @@ from labkit.study.runners import (
     load_weights,
 )
 from labkit.study.space import MAX_ENUMERATED, get_space, networks
-from labkit.training.loop import check_fit
-from labkit.training.stack import NotStackable, Trained, stack_width, step_seconds, train_stack
+from labkit.training import Trained, check_fit, stack_width, step_seconds, train_stack
+from labkit.training.stacking import NotStackable
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply
 
 # What may change between two runs that continue the same study.
 BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
-
-
-class _Stopped(Exception):  # noqa: N818 — not an error
-    """Ends a run from within a training step."""
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -247,7 +243,7 @@ class Search:
                             break
                         n_done += n_run
                         bar.update(n_run)
-                except _Stopped:
+                except Stopped:
                     pass
                 finally:
                     self._stopping.clear()
@@ -260,7 +256,7 @@ class Search:
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():
-            raise _Stopped
+            raise Stopped
 
     @contextlib.contextmanager
     def _ctrl_c_stops(self) -> Iterator[None]:
@@ -268,23 +264,15 @@ class Search:
 
         A second Ctrl-C interrupts at once, for a runner that does not come to an end.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals reach the main thread only
-            return
-        pressed = False
+        pressed = threading.Event()
 
-        def stop(*_: object) -> None:
-            nonlocal pressed
-            pressed = True
-            signal.signal(signal.SIGINT, before)
+        def stop() -> None:
+            pressed.set()
             self.stop()
 
-        before = signal.signal(signal.SIGINT, stop)
-        try:
+        with ctrl_c_stops(stop):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if pressed:
+        if pressed.is_set():
             raise KeyboardInterrupt
 
     def results(self) -> Results:
@@ -384,7 +372,7 @@ class Search:
                         trained[plan] = finished
                     if finished.state == TrialState.COMPLETE:
                         self._keep_front(finished, candidate.model)
-        except (_Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt):
             for number in running:
                 self._fail(number, INTERRUPTED)
             raise
@@ -397,7 +385,7 @@ class Search:
         """Ends the trial where the block raises: one bad candidate must not end a search."""
         try:
             yield
-        except (_Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt):
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -430,9 +418,14 @@ class Search:
         plans, seeds = zip(*runs)
         stacked: list[Trained] = []
         try:
-            width = stack_width(self.model, plans, self.data, settings)
+            width = stack_width(self.space.channels, plans, self.data, settings)
             if self._stackable is None:
-                together, alone = step_seconds(self.model, plans[:width], self.data, settings)
+                channels = self.space.channels
+                networks = [
+                    apply(self.model, plan, channels=channels).to(self.device)
+                    for plan in plans[:width]
+                ]
+                together, alone = step_seconds(networks, channels, self.data, settings)
                 self._stackable = together <= alone
                 if not self._stackable:
                     _say(
@@ -448,11 +441,12 @@ class Search:
                     self.data,
                     settings,
                     seeds[start : start + width],
+                    channels=self.space.channels,
                     weights=settings.weights,
                     on_epoch=on_epoch,
                     on_step=self._check_stop,
                 )
-        except _Stopped:
+        except Stopped:
             raise
         except NotStackable as reason:
             self._stackable = False
@@ -601,7 +595,7 @@ class Search:
                             if trial.number not in diverged:
                                 replicates[trial.number].append(metrics)
                             bar.update()
-                except _Stopped:
+                except Stopped:
                     pass
                 finally:
                     self._stopping.clear()

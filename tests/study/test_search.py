@@ -22,8 +22,7 @@ from labkit.data.dataset import Dataset
 from labkit.show.plots import pareto_front
 from labkit.study.results import Results, indistinguishable, pareto_trials
 from labkit.study.runners import RUNNERS, Candidate, Metrics, RunnerSettings, register_runner
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.training.stack import Trained, train_stack
+from labkit.training import Trained, TrainSettings, evaluate, train, train_stack
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply, initialise
