@@ -39,8 +39,7 @@ from labkit.study.config import load_config
 from labkit.study.hypervolume import dominated_volume
 from labkit.study.search import make_sampler
 from labkit.study.space import SearchSpaceBase, get_space, networks
-from labkit.training.loop import TrainSettings
-from labkit.training.stack import train_stack
+from labkit.training import TrainSettings, train_stack
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply

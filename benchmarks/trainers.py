@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch, as in the labkit command: it sets how torch's threads wait.
-import labkit  # noqa: F401  # isort: skip
+import labkit.runtime  # noqa: F401  # isort: skip
 
 import optuna
 import torch
@@ -38,8 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from labkit.data import Dataset, load_data
 from labkit.study.config import load_config, with_overrides
 from labkit.study.search import Search
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.training.stack import train_stack
+from labkit.training import TrainSettings, evaluate, train, train_stack
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply, initialise
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import html
-import sys
 import tempfile
 import threading
 import time
@@ -16,12 +15,12 @@ from typing import Any
 import ipywidgets as ipw
 import optuna
 import plotly.graph_objects as go
-import torch
 import traitlets
 from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import LabkitError
+from labkit.runtime import switch_interval, threads
 from labkit.show.plots import AXIS_TITLES, TEMPLATE, network_drawing, pareto_front
 from labkit.show.serving import open_study
 from labkit.show.tables import compare, html_table
@@ -445,12 +444,11 @@ class SearchPanel(_LivePanel):
 
     def _search_in_background(self) -> None:
         assert self._search is not None
-        # The notebook keeps a core: PyTorch's threads wait for each other, and starve without it.
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-        # A cell that computes hands Python's lock over ten times as often: Stop answers soon.
-        sys.setswitchinterval(0.0005)
         try:
-            self._search.run(progress=False)
+            # The notebook keeps a core: PyTorch's threads wait for each other, and starve without
+            # it. A cell that computes hands Python's lock over often: Stop answers soon.
+            with threads(spare=1), switch_interval(0.0005):
+                self._search.run(progress=False)
         except Exception as error:  # there is no other place where the user would see it
             self._say(
                 error if isinstance(error, LabkitError) else f"{type(error).__name__}: {error}"

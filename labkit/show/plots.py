@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -13,6 +12,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from labkit.errors import LabkitError
+from labkit.runtime import quiet_optuna
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results, widths_of
 
@@ -212,17 +212,6 @@ def widths_along_front(results: Results) -> go.Figure:
     )
 
 
-@contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keeps Optuna from announcing studies that are only a step of a computation."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 def width_importance(results: Results) -> go.Figure:
     """Returns how much of each objective's variance each width explains, by fANOVA.
 
@@ -243,7 +232,7 @@ def width_importance(results: Results) -> go.Figure:
     }
     figure = go.Figure()
     for metric in results.objectives:
-        with _quiet_optuna():
+        with quiet_optuna():
             study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
         for (_, row), value in zip(varied.iterrows(), networks[metric], strict=True):
             params = {group: int(row[group]) for group in distributions}
