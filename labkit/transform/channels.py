@@ -248,7 +248,8 @@ def channel_groups(
     """Returns the channel groups of a network, for people to read.
 
     Args:
-        model, example_input: As `find_channels` takes them.
+        model: As `find_channels` takes it.
+        example_input: As there.
 
     Returns:
         One row a group, indexed by name: width, multiple, writers, readers, and why it is fixed
