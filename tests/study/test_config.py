@@ -44,16 +44,18 @@ def test_top_level_values_stand_in_for_a_runners_own(tables: dict[str, Any]) -> 
 
 def test_overrides_reach_every_place(tables: dict[str, Any]) -> None:
     before = load_config(tables)
-    config = before.replace(trials=3, epochs=7, seed=9)
+    config = before.replace(n_trials=3, max_epochs=7, seed=9)
     assert before == load_config(tables)
     assert config.search.strategy.setup.n_trials == 3
     assert config.runners("sw_runner")["basic_train"][1].model_dump()["max_epochs"] == 7
     assert (config.max_epochs, config.seed) == (7, 9)
     with pytest.raises(LabkitError, match="n_trials: expected greater than or equal to 1, got 0"):
-        config.replace(trials=0)
+        config.replace(n_trials=0)
     with pytest.raises(LabkitError, match="sampler: expected 'random', .* got 'best'"):
         config.replace(sampler="best")
-    assert config.replace() == config
+    with pytest.raises(LabkitError, match="n_trial: unknown key; did you mean 'n_trials'"):
+        config.replace(n_trial=1)
+    assert config.replace() == config.replace(seed=None) == config
     assert config.replace(sampler="grid").search.strategy.setup.sampler == "bruteforce"
 
 
