@@ -173,12 +173,13 @@ class PoolExecutor(Executor):
 
     Args:
         pool: The executor; it stays open.
-        workers: Shares to make of a round; by default as many as the pool says it has workers.
+        workers: Shares to make of a round; by default as many as the pool says it has workers, and
+            one a candidate where it does not say.
     """
 
     def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
         self.pool = pool
-        self.workers = workers or int(getattr(pool, "_max_workers", 0)) or 1
+        self.workers: int | None = workers or getattr(pool, "_max_workers", None)
 
     def run(
         self,
@@ -189,7 +190,8 @@ class PoolExecutor(Executor):
         on_step: Callable[[], None] | None = None,
     ) -> Iterator[Outcome]:
         """Yields an outcome for each candidate, a share at a time; see `Executor`."""
-        shares = [candidates[i :: self.workers] for i in range(self.workers)]
+        n = self.workers or len(candidates)
+        shares = [candidates[i::n] for i in range(n)]
         futures = {self.pool.submit(_train_share, task, share): share for share in shares if share}
         waiting = set(futures)
         try:
