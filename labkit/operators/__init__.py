@@ -1,6 +1,6 @@
 """What labkit knows of each kind of operator: one class a kind, one module a family."""
 
-import labkit.runtime  # first, since it loads torch
+import labkit.runtime  # noqa: F401 — first, since it loads torch
 from labkit.operators import convolution as convolution
 from labkit.operators import elementwise as elementwise
 from labkit.operators import joining as joining
