@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from labkit import names
 from labkit.errors import LabkitError, did_you_mean
-from labkit.operators.base import scalable_modules
+from labkit.operators import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, layer_nodes, operator_name
 from labkit.transform.groups import ChannelGroup, Channels

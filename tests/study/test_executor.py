@@ -144,7 +144,7 @@ def test_divergence_is_the_candidates_own(
     task: Task, together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2) if together else (2, 1))
-    wild = TrainSettings(max_epochs=2, learning_rate=1e30, optimizer="sgd")
+    wild = TrainSettings(max_epochs=2, learning_rate=1e200, optimizer="sgd")
     outcomes = list(LocalExecutor().run(replace(task, settings=wild), CANDIDATES))
     assert len(outcomes) == len(CANDIDATES)
     for outcome in outcomes:
