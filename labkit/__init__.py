@@ -23,8 +23,14 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'labkit' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
-    value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
+    try:
+        home = import_module(_HOMES[name])
+        value = getattr(home, name, None) or import_module(f"{_HOMES[name]}.{name}")
+    except ModuleNotFoundError as error:
+        from labkit.errors import LabkitError
+
+        said = f"labkit.{name} needs {error.name}: pip install 'labkit[lab]'"
+        raise LabkitError(said) from error
     globals()[name] = value
     return value
 

@@ -56,6 +56,16 @@ def test_every_name_is_there() -> None:
         labkit.serach  # noqa: B018
 
 
+def test_what_needs_an_extra_says_which() -> None:
+    code = (
+        "import sys, labkit\n"
+        "sys.modules['ipywidgets'] = None\n"  # as if it were not installed
+        "try: labkit.SearchPanel\n"
+        "except labkit.LabkitError as error: print(error)"
+    )
+    assert run(code)[0] == "labkit.SearchPanel needs ipywidgets: pip install 'labkit[lab]'\n"
+
+
 def test_importing_labkit_loads_nothing_heavy() -> None:
     code = f"import labkit, sys; print(sorted(set({HEAVY}) & set(sys.modules)))"
     assert run(code)[0] == "[]\n"

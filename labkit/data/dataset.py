@@ -31,9 +31,13 @@ class Dataset:
     """A classification data set in three splits.
 
     Attributes:
-        x_train, x_val, x_test: float32 `[rows, features]` (or `[rows, channels, height, width]`),
-            standardised with the mean and standard deviation of the training split.
-        y_train, y_val, y_test: int64 `[rows]`, each an index into `classes`.
+        x_train: float32 `[rows, features]` (or `[rows, channels, height, width]`), standardised
+            with the mean and standard deviation of the training split.
+        y_train: int64 `[rows]`, each an index into `classes`.
+        x_val: As `x_train`, to validate on.
+        y_val: Its labels.
+        x_test: As `x_train`, to test on: once, at the end.
+        y_test: Its labels.
         classes: The names of the classes.
         features: The names of the features; empty for images.
         name: What to call the data set in a figure.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -196,51 +196,33 @@ class SearchConfig(_Table):
     def replace(
         self,
         *,
-        trials: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        learning_rate: float | None = None,
-        replicates: int | None = None,
-        sampler: str | None = None,
         objectives: Mapping[str, str] | None = None,
         widths: Widths | None = None,
         offered: Mapping[str, Sequence[float]] | None = None,
+        **settings: Any,
     ) -> SearchConfig:
         """Returns a configuration with some values replaced; `None` leaves one as it is.
 
         Args:
-            trials: Replaces `n_trials`.
-            epochs, learning_rate: Replace those at the top and of every runner that trains.
-            seed: Replaces `seed`.
-            replicates: Replaces those of `basic_train`.
-            sampler: Replaces that of the setup.
             objectives: Metric → `"maximize"` or `"minimize"`. What measures them is added.
             widths: Replaces the space by one choice for each group of channels: a list of
                 multipliers for all, or layer, group or pattern → a list.
             offered: Layer → multipliers, in place of those in the space's tables.
+            **settings: Keys of the configuration by their names alone: of its top, such as `seed`;
+                of the setup, such as `n_trials`; and of training, such as `max_epochs`, for every
+                runner that trains.
 
         Raises:
-            LabkitError: A value is wrong.
+            LabkitError: There is no such key, or a value is wrong.
+
+        Example:
+            >>> config = load_config("configs/jsc_toy.toml").replace(n_trials=20, max_epochs=2)
         """
         tables = to_tables(self)
         strategy = tables["search"]["strategy"]
-        for key, value in (
-            ("seed", seed),
-            ("max_epochs", epochs),
-            ("learning_rate", learning_rate),
-        ):
-            if value is None:
-                continue
-            tables[key] = value
-            for name, table in strategy["sw_runner"].items() if key != "seed" else ():
-                if issubclass(get_runner(name, name).settings, TrainSettings):
-                    table[key] = value
-        if trials is not None:
-            strategy["setup"]["n_trials"] = trials
-        if sampler is not None:
-            strategy["setup"]["sampler"] = sampler
-        if replicates is not None:
-            strategy["sw_runner"].setdefault("basic_train", {})["replicates"] = replicates
+        for key, value in settings.items():
+            for table in _tables_with(key, tables) if value is not None else ():
+                table[key] = value
         if objectives is not None:
             _set_objectives(strategy, objectives)
         if widths is not None:
@@ -251,6 +233,25 @@ class SearchConfig(_Table):
                 if option.endswith("_multiplier"):
                     config[option] = list(multipliers)
         return load_config(tables)
+
+
+def _tables_with(key: str, tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the tables of a configuration in which a key belongs."""
+    strategy = tables["search"]["strategy"]
+    places: list[tuple[type[BaseModel], dict[str, Any]]] = [
+        (SearchConfig, tables),
+        (SetupTable, strategy["setup"]),
+        *(
+            (settings, table)
+            for name, table in strategy["sw_runner"].items()
+            if issubclass(settings := get_runner(name, name).settings, TrainSettings)
+        ),
+    ]
+    found = [table for settings, table in places if key in settings.model_fields]
+    if not found:
+        known = [field for settings, _ in places for field in settings.model_fields]
+        raise LabkitError(f"{key}: unknown key; {did_you_mean(key, known)}")
+    yield from found
 
 
 def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> None:

@@ -59,13 +59,12 @@ class Task:
 
 
 class Executor(ABC):
-    """Trains candidates. What becomes of one does not depend on the executor.
+    """Trains candidates. What becomes of one does not depend on the executor."""
 
-    Attributes:
-        stacks: Whether one candidate more in a round is nearly free.
-    """
-
-    stacks = False
+    @property
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free."""
+        return False
 
     @abstractmethod
     def run(
@@ -93,8 +92,8 @@ class LocalExecutor(Executor):
         self._stackable: bool | None = None  # whether it works and is faster, once that is known
 
     @property
-    def stacks(self) -> bool:  # type: ignore[override]
-        """Whether one candidate more in a round is nearly free."""
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free; yes, until it is known better."""
         return self._stackable is not False
 
     def run(
@@ -174,12 +173,13 @@ class PoolExecutor(Executor):
 
     Args:
         pool: The executor; it stays open.
-        workers: Shares to make of a round; by default as many as the pool says it has workers.
+        workers: Shares to make of a round; by default as many as the pool says it has workers, and
+            one a candidate where it does not say.
     """
 
     def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
         self.pool = pool
-        self.workers = workers or int(getattr(pool, "_max_workers", 0)) or 1
+        self.workers: int | None = workers or getattr(pool, "_max_workers", None)
 
     def run(
         self,
@@ -190,7 +190,8 @@ class PoolExecutor(Executor):
         on_step: Callable[[], None] | None = None,
     ) -> Iterator[Outcome]:
         """Yields an outcome for each candidate, a share at a time; see `Executor`."""
-        shares = [candidates[i :: self.workers] for i in range(self.workers)]
+        n = self.workers or len(candidates)
+        shares = [candidates[i::n] for i in range(n)]
         futures = {self.pool.submit(_train_share, task, share): share for share in shares if share}
         waiting = set(futures)
         try:

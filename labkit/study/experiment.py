@@ -99,8 +99,7 @@ class Experiment:
         }
         return Description(self._identity(), objectives, directions, about)
 
-    def _identity(self) -> dict[str, Any]:
-        """Returns all that results depend on: what must agree to continue a study."""
+    def _identity(self) -> fingerprint.Identity:
         settings = _flatten(to_tables(self.config))
         for option in BUDGET:
             settings.pop(f"search.strategy.setup.{option}", None)
@@ -109,12 +108,12 @@ class Experiment:
             name: runner.run for name, (runner, _) in self.config.all_runners.items()
         }
         definitions[self.config.search.search_space.name] = type(self.space)
-        return {
-            "settings": settings,
-            "network": fingerprint.network_identity(self.space.channels, with_weights=keeps),
-            "data": {"rows": self.data.fingerprint()},
-            "definitions": {n: fingerprint.definition(one) for n, one in definitions.items()},
-        }
+        return fingerprint.Identity(
+            settings,
+            fingerprint.network_identity(self.space.channels, with_weights=keeps),
+            self.data.fingerprint(),
+            {name: fingerprint.definition(one) for name, one in definitions.items()},
+        )
 
     def measure(self, plan: Plan, outcomes: Sequence[Outcome], number: int) -> Record:
         """Runs all runners on a network.

@@ -14,6 +14,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -21,6 +22,23 @@ import torch
 from torch import nn
 
 from labkit.transform.channels import Channels
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that the results of a study depend on: what must agree to continue it.
+
+    Attributes:
+        settings: The configuration, flat; those of a larger budget left out.
+        network: What the network computes; see `network_identity`.
+        data: A hash of the rows.
+        definitions: Name of a runner or of the space → a hash of its code.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    definitions: Mapping[str, str] = field(default_factory=dict)
 
 
 def network_identity(channels: Channels, *, with_weights: bool = False) -> dict[str, str]:
@@ -145,29 +163,28 @@ def _digest(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def difference(known: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+def difference(known: Identity, new: Identity) -> str | None:
     """Returns the first difference of two identities in words, `None` where they are equal.
 
     Args:
-        known: Part → value, of the study that exists. Parts are `settings`, a flat table; and
-            `network`, `data` and `definitions`, tables of hashes.
-        new: The same of the search that is to continue it.
+        known: Of the study that exists.
+        new: Of the search that is to continue it.
 
     Returns:
         Such as `"seed: a search with 42, not 43"`; it begins with the key that differs.
     """
-    for key, old, now in _changes(known["settings"], new["settings"]):
+    for key, old, now in _changes(known.settings, new.settings):
         return f"{key}: a search with {old!r}, not {now!r}"
     # The smallest piece says most; the code of forward names its layers, and differs with them.
     order = ("layer", "function", "constant", "input", "forward")
-    changes = [key for key, *_ in _changes(known["network"], new["network"])]
+    changes = [key for key, *_ in _changes(known.network, new.network)]
     for key in sorted(changes, key=lambda key: order.index(key.split()[0])):
         what, _, name = key.partition(" ")
         named = f"{what} {name!r}" if name else what
         return f"model: a search of another network, whose {named} changed"
-    if any(_changes(known["data"], new["data"])):
+    if known.data != new.data:
         return "data: a search on other data"
-    for key, *_ in _changes(known["definitions"], new["definitions"]):
+    for key, *_ in _changes(known.definitions, new.definitions):
         return f"{key}: a search by another definition of it, which changed"
     return None
 

@@ -43,8 +43,8 @@ class Search:
             one choice, of `widths`, candidates are trained, and FLOPs are counted.
         model: A network, in place of the one that the configuration names.
         data: A data set, in place of the one that the configuration names.
-        widths, trials, epochs, seed, objectives: As `SearchConfig.replace` takes them; they have
-            the last word.
+        widths, objectives: As `SearchConfig.replace` takes them.
+        trials, epochs, seed: In place of the configuration's `n_trials`, `max_epochs`, `seed`.
         folder: Where to leave the results, and to continue from; `None` leaves no files.
         storage: An Optuna storage URL; by default `study.db` in the folder, or memory.
         executor: Where candidates train: by default in this process; or any
@@ -79,7 +79,7 @@ class Search:
         executor: Executor | Pool | None = None,
     ):
         checked = _config(config, model, data).replace(
-            widths=widths, trials=trials, epochs=epochs, seed=seed, objectives=objectives
+            widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )
         self.experiment = Experiment(checked, model, data)
         self.folder = None if folder is None else Path(folder)

@@ -8,6 +8,7 @@ into the space's ordered lists, which TPE and QMC make use of.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
-from labkit.study.fingerprint import difference
+from labkit.study.fingerprint import Identity, difference
 from labkit.study.front import Front
 from labkit.study.record import Direction, FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
@@ -64,7 +65,7 @@ class Description:
             widths of the network before the search, and `input_shape`.
     """
 
-    identity: Mapping[str, Any]
+    identity: Identity
     objectives: Mapping[str, Direction]
     directions: Mapping[str, Direction]
     about: Mapping[str, Any]
@@ -109,7 +110,7 @@ def describe(study: optuna.Study) -> Description:
     known = study.user_attrs.get(ATTRIBUTE)
     if known is None:
         raise LabkitError(f"storage: the study {study.study_name!r} is not one of labkit's")
-    return Description(**known)
+    return Description(**(known | {"identity": Identity(**known["identity"])}))
 
 
 def read_trials(study: optuna.Study) -> list[Trial]:
@@ -294,7 +295,7 @@ def _open_or_create(
             load_if_exists=True,
         )
     if name not in others:
-        study.set_user_attr(ATTRIBUTE, vars(description))
+        study.set_user_attr(ATTRIBUTE, dataclasses.asdict(description))
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             study.set_metric_names(list(description.directions))
     elif changed := difference(describe(study).identity, description.identity):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from labkit.study.fingerprint import Identity
 from labkit.study.record import Failure, FailureKind, Record, Source, Trial
 from labkit.study.results import Results
 from labkit.study.store import Description
@@ -15,7 +16,7 @@ def description(**about: Any) -> Description:
     """A study of accuracy against FLOPs."""
     objectives: Any = {"accuracy": "maximize", "total_flops": "minimize"}
     known = {"model": "net", "dataset": "rows", "seed": 0, "convention": "inference"}
-    return Description({}, objectives, objectives, known | {"original": {}} | about)
+    return Description(Identity(), objectives, objectives, known | {"original": {}} | about)
 
 
 def trial(

@@ -1,0 +1,53 @@
+"""Checks that notebooks are committed as they should be: run from top to bottom, with outputs.
+
+    python tools/check_notebooks.py notebooks/*.ipynb
+
+Prints what is wrong, a line each; exit code 1 where there is anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+METADATA = {"kernelspec", "language_info"}
+WIDGET = "application/vnd.jupyter.widget-view+json"  # empty without the kernel that made it
+HOME = re.compile(r"/(root|home/\w|Users/\w)")
+
+
+def problems(notebook: dict[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with a notebook, given as its JSON."""
+    if more := sorted(set(notebook["metadata"]) - METADATA):
+        yield f"metadata: {', '.join(more)}"
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
+        yield "not run from top to bottom in a new kernel"
+    if cells and not any(cell["outputs"] for cell in cells):
+        yield "no outputs"
+    for cell in notebook["cells"]:
+        start = "".join(cell["source"]).partition("\n")[0]
+        if cell["metadata"]:
+            yield f"metadata of the cell that begins with {start!r}: {', '.join(cell['metadata'])}"
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                yield f"an error below {start!r}"
+            if WIDGET in output.get("data", {}):
+                yield f"the view of a widget below {start!r}"
+            if HOME.search(json.dumps(output)):
+                yield f"a path of one machine below {start!r}"
+
+
+def main(files: list[str]) -> int:
+    found = [
+        f"{file}: {what}" for file in files for what in problems(json.loads(Path(file).read_text()))
+    ]
+    print(*found, sep="\n", end="\n" if found else "")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
