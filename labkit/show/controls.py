@@ -94,8 +94,8 @@ class SearchControls(ipw.HBox):
         kept = {name: one.direction for name, one in metrics if name not in COST_METRICS}
         trains = self._config.training is not None
         return self._config.replace(
-            trials=self.trials.value,
-            epochs=self.epochs.value if trains else None,
+            n_trials=self.trials.value,
+            max_epochs=self.epochs.value if trains else None,
             learning_rate=self.learning_rate.value if trains else None,
             replicates=self.replicates.value if trains else None,
             sampler=self.sampler.value,

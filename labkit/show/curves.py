@@ -13,6 +13,7 @@ from labkit.show.style import (
     finite,
     look,
     say_if_empty,
+    subtitle,
     text,
     title,
 )
@@ -55,7 +56,7 @@ def hypervolume(
     one = next(iter(results.values()))
     heading = title(one, "Hypervolume of the front: ")
     if len(results) > 1:
-        heading["subtitle"] = {"text": text(conditions(one))}
+        heading["subtitle"] = subtitle(conditions(one))
     figure.update_layout(
         template=TEMPLATE,
         title=heading,
@@ -98,7 +99,7 @@ def training_curves(
         template=TEMPLATE,
         title={
             "text": "Training curves",
-            "subtitle": {"text": text(f"solid: validation data; dashed: training data. {about}")},
+            "subtitle": subtitle("solid: validation data; dashed: training data", about),
         },
         xaxis={"title": "epoch", "tick0": 0, "dtick": -(-n_epochs // 10) or 1},
         yaxis={"title": text(metric)},

@@ -16,8 +16,14 @@ from labkit.show.controls import labelled, message, update
 from labkit.show.layers import network_drawing
 from labkit.show.style import AXIS_TITLES
 from labkit.show.tables import compare, html_table
-from labkit.transform import Channels, channel_groups, cost_of, find_channels, resolve
-from labkit.transform.plan import SkippedRequest
+from labkit.transform import (
+    Channels,
+    SkippedRequest,
+    channel_groups,
+    cost_of,
+    find_channels,
+    resolve,
+)
 
 # The browser computes with percents of the range. Over a range of 8 they are exact; over another
 # one it would correct 1 to 0.99…9, and linked sliders would hand that on, also to the user's own.
@@ -56,7 +62,8 @@ class LayerExplorer(ipw.VBox):
             last_of[group] = slider
         for slider in last_of.values():  # when it has moved, all that are linked have
             slider.observe(self._redraw, "value")
-        self.figure = go.FigureWidget(network_drawing(compare(self._channels, None, **cost_options)))
+        unchanged = compare(self._channels, None, **cost_options)
+        self.figure = go.FigureWidget(network_drawing(unchanged))
         self._redraw()
         groups = ipw.Accordion(
             [ipw.HTML(html_table(channel_groups(self._channels)))],
@@ -101,7 +108,8 @@ class LayerExplorer(ipw.VBox):
             self.totals.value = message([error])
             return
         for (layer, side), note in self._notes.items():
-            note.value = message(s for s in resolution.skipped if s.startswith(f"{layer} {side} × "))
+            request = f"{layer} {side} × "
+            note.value = message(s for s in resolution.skipped if s.startswith(request))
         after = cost_of(self._channels, resolution, **self._cost_options)
         self.totals.value = "; ".join(
             f"{AXIS_TITLES[name]}: {getattr(self._cost, name):,} → <b>{getattr(after, name):,}</b>"

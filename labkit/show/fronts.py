@@ -67,18 +67,26 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
         )
     networks = _finite(results.networks, quality, cost)
     on_front = networks.index.isin([trial.number for trial in results.front_trials])
-    is_step = {quality, cost} == set(results.description.directions)
+    stepped = {quality, cost} == set(results.description.directions)
     figure = go.Figure()
-    for name, rows, style in (
-        ("dominated", networks[~on_front], {"mode": "markers", "marker": _marker(GREY, 8, 0.5)}),
-        ("Pareto front", networks[on_front], {"mode": "lines+markers" if is_step else "markers", "marker": _marker(BLUE, 12, 1)}),
+    for name, rows, mode, colour, size, opacity in (
+        ("dominated", networks[~on_front], "markers", GREY, 8, 0.5),
+        (
+            "Pareto front",
+            networks[on_front],
+            "lines+markers" if stepped else "markers",
+            BLUE,
+            12,
+            1,
+        ),
     ):
         figure.add_scatter(
             name=name,
             x=rows[cost],
             y=rows[quality],
-            line={"shape": "hv", "color": style["marker"]["color"], "width": 2},
-            **style,
+            mode=mode,
+            line={"shape": "hv", "color": colour, "width": 2},
+            marker={"color": colour, "size": size, "opacity": opacity},
             **_spread_and_hover(results, rows, quality, cost),
         )
     original = [results.plan(n).to_dict() == results.about.get("original") for n in networks.index]
@@ -101,13 +109,9 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
     return figure.update_layout(
         template=TEMPLATE,
         title=title(results),
-        xaxis=cost_axis(cost, networks[cost]),
+        xaxis=cost_axis(cost, networks[cost].tolist()),
         yaxis={"title": metric_text(quality)},
     )
-
-
-def _marker(colour: str, size: int, opacity: float) -> dict[str, Any]:
-    return {"color": colour, "size": size, "opacity": opacity}
 
 
 def _spread_and_hover(
@@ -149,7 +153,7 @@ def widths_along_front(results: Results) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         title=title(results, "Widths along the front: "),
-        xaxis=cost_axis(cost, front[cost]),
+        xaxis=cost_axis(cost, front[cost].tolist()),
         yaxis={"title": "channels", "type": "log", "tickvals": sorted(set(widths.stack()))},
         showlegend=True,
     )

@@ -36,7 +36,7 @@ def width_importance(results: Results) -> go.Figure:
         notes.append(f"from {NETWORKS:,} of {len(networks):,} networks, drawn at random")
         networks = networks.sample(NETWORKS, random_state=0).sort_index()
     widths = pd.DataFrame([results.plan(number).to_dict() for number in networks.index])
-    varied = [group for group in widths if widths[group].nunique() > 1]
+    varied = [str(group) for group in widths if widths[group].nunique() > 1]
     figure = go.Figure()
     for metric in results.objectives if varied else ():
         shares = _shares(widths[varied], networks[metric].tolist())
@@ -69,9 +69,11 @@ def _shares(widths: pd.DataFrame, values: Sequence[float]) -> dict[str, float] |
     """
     # A width counts by its rank among those that occur: the forest's space is the search's own.
     ranks = widths.rank(method="dense").astype(int)
-    space = {group: optuna.distributions.IntDistribution(1, ranks[group].max()) for group in ranks}
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        str(group): optuna.distributions.IntDistribution(1, ranks[group].max()) for group in ranks
+    }
     trials = [
-        optuna.create_trial(params=dict(zip(space, row)), distributions=dict(space), value=value)
+        optuna.create_trial(params=dict(zip(space, row)), distributions=space, value=value)
         for row, value in zip(ranks.to_numpy().tolist(), values)
         if finite(value)
     ]

@@ -81,10 +81,16 @@ class LivePanel(ipw.VBox, metaclass=_PanelType):
             thread.join()
 
     def close(self) -> None:
-        """Removes the panel and ends its threads."""
+        """Ends what the panel runs and its threads, and removes it."""
+        if self.comm is None:  # closed already, or never made: Python's own end of it closes, too
+            return
+        self._on_stop()
         self._closing.set()
         self.wait()
         super().close()
+
+    def _on_stop(self) -> None:
+        """Asks what the panel runs to end."""
 
     def _on_click(self, trace: go.Scatter, points: Any, _: object) -> None:
         if points.point_inds and trace.customdata is not None:

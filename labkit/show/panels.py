@@ -143,11 +143,6 @@ class SearchPanel(LivePanel):
             raise LabkitError("results: there is no study yet; press Launch")
         return self.search
 
-    def close(self) -> None:
-        """Stops the search, removes the panel and ends its threads."""
-        self._on_stop()
-        super().close()
-
     def _on_launch(self) -> None:
         n = 1
         while (self._parent / f"run-{n}").exists():

@@ -1,11 +1,19 @@
 """All figures, each a pure function of results. None raises on the results of an honest search."""
 
-from labkit.show.curves import hypervolume as hypervolume
-from labkit.show.curves import training_curves as training_curves
-from labkit.show.fronts import pareto_front as pareto_front
-from labkit.show.fronts import widths_along_front as widths_along_front
-from labkit.show.importance import width_importance as width_importance
-from labkit.show.layers import layer_costs as layer_costs
-from labkit.show.layers import network_drawing as network_drawing
-from labkit.show.style import conditions as conditions
-from labkit.show.style import save_image as save_image
+from labkit.show.curves import hypervolume, training_curves
+from labkit.show.fronts import pareto_front, widths_along_front
+from labkit.show.importance import width_importance
+from labkit.show.layers import layer_costs, network_drawing
+from labkit.show.style import conditions, save_image
+
+__all__ = [
+    "conditions",
+    "hypervolume",
+    "layer_costs",
+    "network_drawing",
+    "pareto_front",
+    "save_image",
+    "training_curves",
+    "width_importance",
+    "widths_along_front",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ def conditions(results: Results) -> str:
 
 def title(results: Results, what: str = "", *notes: str) -> dict[str, Any]:
     """Returns a title that names network and data, above the counts, the conditions and notes."""
-    about = results.about
-    said = [results.counts(), conditions(results), *notes]
-    return {
-        "text": what + text(f"{about.get('model')} on {about.get('dataset')}"),
-        "subtitle": {"text": text("; ".join(said))},
-    }
+    name = text(f"{results.about.get('model')} on {results.about.get('dataset')}")
+    said = f"{results.counts()}; {conditions(results)}"
+    return {"text": what + name, "subtitle": subtitle(said, "; ".join(notes))}
+
+
+def subtitle(*lines: str) -> dict[str, str]:
+    """Returns lines below a title: one that is long would be cut at the figure's edge."""
+    return {"text": "<br>".join(text(line) for line in lines if line)}
 
 
 def look(i: int, dash: str = "solid") -> dict[str, Any]:
@@ -74,14 +76,15 @@ def finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def cost_axis(metric: str, values: Iterable[float]) -> dict[str, Any]:
+def cost_axis(metric: str, values: Sequence[float]) -> dict[str, Any]:
     """Returns a horizontal axis: logarithmic, unless some of its values have no logarithm."""
-    log = all(value > 0 for value in values)
+    low, high = min(values, default=0), max(values, default=0)
     return {
         "title": metric_text(metric),
         "tickformat": ",",
-        "type": "log" if log else "linear",
-        "dtick": "D2" if log else None,
+        "type": "log" if low > 0 else "linear",
+        # Over few decades plotly would label each digit, or only powers of ten.
+        "dtick": "D2" if 0 < 10 * low <= high <= 1e4 * low else None,
     }
 
 

@@ -94,8 +94,8 @@ def compare(
 
     Args:
         before: A network, or its channels, found before.
-        after: Its new widths, for which nothing is built, or `None` for its own; or the same network
-            with other widths.
+        after: Its new widths, for which nothing is built, or `None` for its own; or the same
+            network with other widths.
         **cost_options: As `labkit.cost_of` takes them; under `reference` the shapes of both come
             from `before`.
 

@@ -1,5 +1,8 @@
 """The panels, without a browser."""
 
+import gc
+import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from labkit import (
-    channel_multiplier_transform_pass,
-    get_model,
-    linear_multiplier_transform_pass,
-    search,
-)
-from labkit.data.dataset import Dataset
+from labkit import SearchPanel, StudyPanel, load_config, search
+from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.show.panels import LayerExplorer, SearchPanel, StudyPanel
+from labkit.show.controls import SearchControls
+from labkit.study.record import Failure, FailureKind, Record
 from labkit.study.search import Search
-from labkit.transform.cost import total_cost
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -37,61 +35,12 @@ def panel(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Iterator[Se
     panel.close()
 
 
-def test_explorer_links_the_sides_that_share_channels() -> None:
-    model = get_model("jsc-toy")
-    explorer = LayerExplorer(model)
-    explorer._sliders["seq_blocks_5", "output"].value = 2
-    explorer._sliders["seq_blocks_5", "output"].value = 4
-    assert explorer._sliders["seq_blocks_8", "input"].value == 4
-    assert explorer._sliders["seq_blocks_5", "input"].value == 1
-    network, _ = linear_multiplier_transform_pass(model, explorer.pass_config)
-    assert network.seq_blocks[5].out_features == 32
-    before, after = explorer.figure.data
-    i = list(after.x).index("seq_blocks_5")
-    assert (before.y[i], after.y[i]) == (8, 32)
-    assert "parameters: 327 → <b>711</b>" in explorer.totals.value
-    explorer._sliders["seq_blocks_8", "input"].value = 2  # the other way round
-    assert "parameters: 327 → <b>455</b>" in explorer.totals.value
-
-
-def test_explorers_sliders_keep_their_values_in_the_browser() -> None:
-    slider = LayerExplorer(get_model("jsc-toy"))._sliders["seq_blocks_5", "output"]
-    extent = slider.max - slider.min
-    step = slider.step * 100 / extent
-    value = slider.min
-    while value <= slider.max:  # noUiSlider: to percents, to the nearest step, and back
-        percents = round((value - slider.min) * 100 / extent / step) * step
-        assert percents * extent / 100 + slider.min == value
-        value += slider.step
-
-
-def test_explorer_says_what_cannot_be_met() -> None:
-    explorer = LayerExplorer(get_model("jsc-toy"))
-    explorer._sliders["seq_blocks_2", "input"].value = 2
-    assert "the width stays 16 because" in explorer._notes["seq_blocks_2", "input"].value
-    explorer._sliders["seq_blocks_2", "input"].value = 1
-    assert explorer._notes["seq_blocks_2", "input"].value == ""
-
-
-def test_explorer_of_a_network_with_shortcuts() -> None:
-    image = torch.zeros(1, 3, 32, 32)
-    explorer = LayerExplorer(get_model("resnet8"), example_input=image)
-    explorer._sliders["stages_1_shortcut_0", "output"].value = 0.5
-    assert explorer._sliders["stages_1_conv2", "output"].value == 0.5
-    assert explorer._sliders["stages_2_conv1", "input"].value == 0.5
-    assert explorer._sliders["stages_1_conv1", "output"].value == 1
-    network, _ = channel_multiplier_transform_pass(
-        get_model("resnet8"), explorer.pass_config, example_input=image
-    )
-    cost = total_cost(network, example_input=image)
-    assert f"<b>{cost.parameters:,}</b>" in explorer.totals.value
-
-
 def test_controls_make_the_configuration(panel: SearchPanel) -> None:
-    panel.trials.value, panel.epochs.value, panel.learning_rate.value = 5, 3, 1e-3
-    panel.replicates.value = 2
-    panel.sampler.value, panel.cost.value = "random", "latency"
-    panel.multipliers["seq_blocks_5"].value = "0.5, 1"
+    controls = panel.controls
+    controls.trials.value, controls.epochs.value, controls.learning_rate.value = 5, 3, 1e-3
+    controls.replicates.value = 2
+    controls.sampler.value, controls.cost.value = "random", "latency"
+    controls.multipliers["seq_blocks_5"].value = "0.5, 1"
     strategy = panel.config.search.strategy
     assert (strategy.setup.n_trials, strategy.setup.sampler) == (5, "random")
     assert strategy.sw_runner["basic_train"]["max_epochs"] == 3
@@ -102,10 +51,27 @@ def test_controls_make_the_configuration(panel: SearchPanel) -> None:
     assert offered["input_multiplier"] == offered["output_multiplier"] == [0.5, 1]
 
 
+def test_controls_that_nobody_moved_change_nothing(tables: dict[str, Any]) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"]["basic_train"]["learning_rate"] = 0.5  # beyond the slider's usual range
+    table = tables["search"]["search_space"]["seed"]["seq_blocks_5"]["config"]
+    table["input_multiplier"], table["output_multiplier"] = [1, 2], [1, 4]  # not the same
+    config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
+    changed = SearchControls(config).config
+    assert changed.training == config.training
+    assert changed.search.search_space == config.search.search_space
+    assert changed.search.strategy.setup == config.search.strategy.setup
+    assert changed.search.strategy.metrics == config.search.strategy.metrics
+    del strategy["sw_runner"]["basic_train"]
+    strategy["metrics"] = {"total_flops": {"direction": "minimize"}}
+    config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
+    assert SearchControls(config).config == config  # nothing begins to train
+
+
 def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
     with pytest.raises(LabkitError, match="press Launch"):
         panel.results  # noqa: B018
-    panel.trials.value = 4
+    panel.controls.trials.value = 4
     panel.launch.click()
     assert panel.launch.disabled
     wait_for(lambda: panel.stop.disabled)
@@ -119,7 +85,7 @@ def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
     assert panel.selected == front.customdata[0][0]
     assert f"Trial {panel.selected}" in panel.report.value
 
-    panel.trials.value = 6
+    panel.controls.trials.value = 6
     panel.resume.click()
     wait_for(lambda: panel.stop.disabled)
     assert len(panel.results.trials) == 6
@@ -131,8 +97,8 @@ def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
 
 def test_stop_answers_soon_and_close_leaves_no_thread(panel: SearchPanel) -> None:
     before = threading.active_count()
-    panel.epochs.value = 50
-    panel.trials.value = 200
+    panel.controls.epochs.value = 50
+    panel.controls.trials.value = 200
     for delay in (0, 0.5):  # before the search has begun, and while it trains
         panel.launch.click()
         time.sleep(delay)
@@ -140,9 +106,20 @@ def test_stop_answers_soon_and_close_leaves_no_thread(panel: SearchPanel) -> Non
         panel.stop.click()
         wait_for(lambda: panel.stop.disabled)
         assert time.monotonic() - pressed < 2
+        n = len(panel.results.trials)
+        assert f"Stopped: {n} of 200 trials are finished" in panel.message.value
     panel.launch.click()
     panel.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_cannot_be_made_is_no_panel(tmp_path: Path, tables: dict[str, Any]) -> None:
+    with pytest.raises(LabkitError, match="holds no study"):
+        StudyPanel(tmp_path / "nowhere")
+    with pytest.raises(LabkitError, match="unknown"):
+        SearchPanel({**tables, "model": "nothing"})
+    gc.collect()
 
 
 def test_stop_is_kept_for_a_search_that_has_not_begun(
@@ -179,22 +156,79 @@ def test_the_report_of_a_point_counts_as_its_search_does(
 
 
 def test_errors_are_said_in_words_and_escaped(panel: SearchPanel) -> None:
-    panel.multipliers["seq_blocks_5"].value = "1, <b>"
+    panel.controls.multipliers["seq_blocks_5"].value = "1, <b>"
     panel.launch.click()
     assert "expected numbers like" in panel.message.value
     assert "<b>" not in panel.message.value
-    assert panel.study is None
+    assert panel.search is None
 
 
-def test_a_failed_trial_is_said(panel: SearchPanel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("<no> memory")
+def test_what_the_log_says_is_shown(panel: SearchPanel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Record:
+        logging.getLogger("labkit.study").warning("from %s", "the search")
+        other = threading.Thread(target=logging.getLogger("labkit").warning, args=["of another"])
+        other.start()
+        other.join()
+        failure = Failure(kind=FailureKind.TRAINING, message="<no> memory")
+        return Record(widths={"a": 1}, trained_in=0, failure=failure)
 
-    monkeypatch.setattr(Search, "_measure", fail)
-    panel.trials.value = 1
+    monkeypatch.setattr("labkit.study.experiment.Experiment.measure", fail)
+    panel.controls.trials.value = 1
     panel.launch.click()
-    wait_for(lambda: panel.stop.disabled)
-    assert "trial 0 failed: ValueError: &lt;no&gt; memory" in panel.message.value
+    panel.wait()
+    assert "trial 0 failed: &lt;no&gt; memory" in panel.message.value
+    assert "from the search" in panel.message.value
+    assert "of another" not in panel.message.value
+    assert logging.getLogger("labkit").handlers == []
+
+
+def test_three_launches_give_back_what_they_take(panel: SearchPanel) -> None:
+    before = torch.get_num_threads(), sys.getswitchinterval()
+    panel.controls.trials.value = 1
+    threads = []
+    run = panel._search_in_background
+
+    def search_and_look() -> None:
+        run()
+        threads.append(torch.get_num_threads())
+
+    panel._search_in_background = search_and_look  # type: ignore[method-assign]
+    for _ in range(3):
+        panel.launch.click()
+        panel.wait()
+    assert threads == [before[0]] * 3
+    assert (torch.get_num_threads(), sys.getswitchinterval()) == before
+
+
+def test_a_search_leaves_the_notebook_a_thread(
+    panel: SearchPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    run = Search.run
+
+    def look(search: Search, **options: Any) -> Any:
+        seen.append((torch.get_num_threads(), sys.getswitchinterval()))
+        return run(search, **options)
+
+    monkeypatch.setattr(Search, "run", look)
+    panel.controls.trials.value = 1
+    panel.launch.click()
+    panel.wait()
+    assert seen == [(max(torch.get_num_threads() - 1, 1), pytest.approx(0.0005))]
+
+
+def test_the_buttons_answer_again_where_a_figure_fails(
+    panel: SearchPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of a figure")
+
+    monkeypatch.setattr("labkit.show.live.pareto_front", fail)
+    panel.controls.trials.value = 1
+    panel.launch.click()
+    panel.wait()
+    assert "of a figure" in panel.message.value
+    assert not panel.launch.disabled
 
 
 def test_a_study_that_someone_else_writes_is_shown_live(
@@ -211,5 +245,3 @@ def test_a_study_that_someone_else_writes_is_shown_live(
         assert panel.results.about["dataset"] == "blobs"
     finally:
         panel.close()
-    with pytest.raises(LabkitError, match="holds no study"):
-        StudyPanel(tmp_path / "nowhere")
