@@ -84,7 +84,7 @@ def cost_axis(metric: str, values: Sequence[float]) -> dict[str, Any]:
         "tickformat": ",",
         "type": "log" if low > 0 else "linear",
         # Over few decades plotly would label each digit, or only powers of ten.
-        "dtick": "D2" if 0 < 10 * low <= high <= 1e4 * low else None,
+        "dtick": "D2" if low == high > 0 or 0 < 10 * low <= high <= 1e4 * low else None,
     }
 
 
