@@ -37,10 +37,9 @@ from labkit.data import load_data
 from labkit.show.plots import TEMPLATE, save_image
 from labkit.study.config import load_config
 from labkit.study.hypervolume import dominated_volume
-from labkit.study.search import make_sampler
-from labkit.study.space import SearchSpaceBase, get_space, networks
-from labkit.training.loop import TrainSettings
-from labkit.training.stack import train_stack
+from labkit.study.space import SearchSpaceBase, get_space
+from labkit.study.store import make_sampler
+from labkit.training import TrainSettings, train_stack
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply
@@ -153,7 +152,7 @@ def _train(name: str, plans: list[Plan]) -> list[list[float]]:
 def make_table(name: str) -> Table:
     """Returns the table of a space, trained where it is not yet in `build/`."""
     model, space = make_space(name)
-    plans = list(networks(space))
+    plans = list(space.networks)
     path = ROOT / "build" / f"budgets-{name.replace(' ', '-')}.npz"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -174,7 +173,7 @@ def make_table(name: str) -> Table:
 def measure_clock() -> Clock:
     """Returns how long stacks of the large space take here."""
     model, space = make_space("four hidden layers")
-    plans = random.Random(0).sample(list(networks(space)), ROUND)
+    plans = random.Random(0).sample(list(space.networks), ROUND)
     settings = SETTINGS.model_copy(update={"max_epochs": 2})
     seconds = {}
     for width in (1, 2, 4, 8, ROUND):

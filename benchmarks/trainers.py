@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch, as in the labkit command: it sets how torch's threads wait.
-import labkit  # noqa: F401  # isort: skip
+import labkit.runtime  # noqa: F401  # isort: skip
 
 import optuna
 import torch
@@ -36,10 +36,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from labkit.data import Dataset, load_data
-from labkit.study.config import load_config, with_overrides
+from labkit.study.config import load_config
 from labkit.study.search import Search
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.training.stack import train_stack
+from labkit.training import TrainSettings, evaluate, train, train_stack
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan, apply, initialise
 
@@ -219,7 +218,7 @@ def useful_flops(plans: list[Plan], data: Dataset, settings: TrainSettings) -> f
 
 def search_seconds(folder: str | None = None) -> float:
     """Returns seconds of the report's search of 100 trials, end to end, of `EPOCHS` on all rows."""
-    config = with_overrides(load_config(ROOT / "configs" / "jsc_toy.toml"), epochs=EPOCHS)
+    config = load_config(ROOT / "configs" / "jsc_toy.toml").replace(max_epochs=EPOCHS)
     data = load(False)
     start = time.perf_counter()
     Search(config, data=data, folder=folder).run(progress=False)

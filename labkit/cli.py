@@ -10,9 +10,13 @@ import contextlib
 import importlib.metadata
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import labkit
 from labkit.errors import LabkitError
+
+if TYPE_CHECKING:
+    from labkit.study.results import Results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,74 +69,55 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from labkit.study.config import with_overrides
-
-    _quiet_optuna()
-    config = with_overrides(
-        labkit.load_config(arguments.config),
+    folder = arguments.out or Path("results") / arguments.config.stem
+    search = labkit.Search(
+        arguments.config,
         trials=arguments.trials,
         epochs=arguments.epochs,
         seed=arguments.seed,
+        folder=folder,
+        storage=arguments.storage,
     )
-    folder = arguments.out or Path("results") / arguments.config.stem
-    search = labkit.Search(config, folder=folder, storage=arguments.storage)
+    config, data = search.config, search.experiment.data
     setup = config.search.strategy.setup
-    print(f"{config.model} on {search.data}")
+    print(f"{config.model} on {data}")
     size = labkit.count(search.space)
     print(
-        f"{size}; "
-        f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}, on {search.device}"
+        f"{size}; {setup.n_trials} trials by {setup.sampler}, seed {config.seed}, "
+        f"on {data.x_train.device}"
     )
-    exhaustive = setup.sampler in ("bruteforce", "grid")
-    if size.exact and setup.n_trials >= size.networks and not exhaustive:
+    if size.exact and setup.n_trials >= size.networks and setup.sampler != "bruteforce":
         print(
             f'{setup.n_trials} trials cover all networks: sampler = "bruteforce" trains each once'
         )
-    interrupted = False
-    try:
-        results = search.run()
-    except KeyboardInterrupt:
-        interrupted = True
-        results = search.results()
+    results = search.run()
     print(results.counts())
     print(results.best_markdown())
     print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, study.db, best/")
-    if interrupted:
+    return _ended(results)
+
+
+def _replicate(arguments: argparse.Namespace) -> int:
+    search = labkit.Search(arguments.folder / "config.toml", folder=arguments.folder)
+    results = search.replicate(arguments.seeds)
+    print(results.best_markdown())
+    return _ended(results)
+
+
+def _ended(results: Results) -> int:
+    if results.interrupted:
         print("Interrupted; the same command continues.")
         return 130
     return 0 if len(results.networks) else 1
 
 
-def _replicate(arguments: argparse.Namespace) -> int:
-    _quiet_optuna()
-    search = labkit.Search(arguments.folder / "config.toml", folder=arguments.folder)
-    interrupted = False
-    try:
-        results = search.replicate(arguments.seeds)
-    except KeyboardInterrupt:
-        interrupted = True
-        results = search.results()
-    print(results.best_markdown())
-    if interrupted:
-        print("Interrupted; the same command continues.")
-        return 130
-    return 0
-
-
 def _dashboard(arguments: argparse.Namespace) -> int:
-    _quiet_optuna()
     browser = labkit.dashboard(arguments.folder, arguments.port)
     print(f"{browser.link}  (Ctrl-C stops it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         browser.wait()
     browser.stop()
     return 0
-
-
-def _quiet_optuna() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 if __name__ == "__main__":

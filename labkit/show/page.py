@@ -10,24 +10,29 @@ import plotly.graph_objects as go
 
 from labkit.show import plots
 from labkit.show.tables import html_table
+from labkit.study.files import write
 from labkit.study.results import Results
 
 STYLE = "body {font-family: sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em}"
+CURVES = 20  # of the front's networks, at most: more could not be told apart
 
 
 def figures(results: Results) -> Iterator[go.Figure]:
     """Yields the figures that there are data for."""
     yield plots.pareto_front(results)
-    if not results.best.empty:
-        for against in ("trial", "seconds"):
-            yield plots.hypervolume({"this search": results}, against=against)
-        yield plots.widths_along_front(results)
-    if results.networks["network"].nunique() > 1:
-        yield plots.width_importance(results)
-    front = [n for n in results.best["number"] if n in results.histories]
-    if front:
-        histories = {f"trial {n}": results.histories[n] for n in front}
-        yield plots.training_curves(histories, about=plots.conditions(results))
+    for against in ("trial", "seconds"):
+        yield from _drawn(plots.hypervolume({"this search": results}, against=against))
+    yield from _drawn(plots.widths_along_front(results))
+    yield from _drawn(plots.width_importance(results))
+    trained = [trial for trial in results.front_trials if trial.record.history]
+    shown = trained[:: -(-len(trained) // CURVES) or 1]
+    histories = {f"trial {trial.number}": trial.record.history for trial in shown}
+    about = f"{len(shown)} of the front's {len(trained)} networks; {plots.conditions(results)}"
+    yield from _drawn(plots.training_curves(histories, about=about))
+
+
+def _drawn(figure: go.Figure) -> list[go.Figure]:
+    return [figure] if figure.data else []
 
 
 def write_page(results: Results, path: Path) -> None:
@@ -49,4 +54,4 @@ def write_page(results: Results, path: Path) -> None:
 </body>
 </html>
 """
-    path.write_text(page, encoding="utf-8")
+    write(path, page)

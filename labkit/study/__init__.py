@@ -1,1 +1,33 @@
 """A search: its configuration, its space, its trials and their results."""
+
+from labkit.study.config import SearchConfig as SearchConfig
+from labkit.study.config import load_config as load_config
+from labkit.study.executor import Executor as Executor
+from labkit.study.executor import LocalExecutor as LocalExecutor
+from labkit.study.executor import PoolExecutor as PoolExecutor
+from labkit.study.executor import Task as Task
+from labkit.study.front import Front as Front
+from labkit.study.hypervolume import dominated_volume as dominated_volume
+from labkit.study.hypervolume import hypervolume_history as hypervolume_history
+from labkit.study.networks import load_best as load_best
+from labkit.study.record import Candidate as Candidate
+from labkit.study.record import Failure as Failure
+from labkit.study.record import FailureKind as FailureKind
+from labkit.study.record import Metrics as Metrics
+from labkit.study.record import Outcome as Outcome
+from labkit.study.record import Record as Record
+from labkit.study.record import Source as Source
+from labkit.study.record import Trial as Trial
+from labkit.study.results import Results as Results
+from labkit.study.runners import RUNNERS as RUNNERS
+from labkit.study.runners import CandidateNetwork as CandidateNetwork
+from labkit.study.runners import RunnerSettings as RunnerSettings
+from labkit.study.runners import register_runner as register_runner
+from labkit.study.search import Search as Search
+from labkit.study.space import SearchSpaceBase as SearchSpaceBase
+from labkit.study.space import count as count
+from labkit.study.space import get_space as get_space
+from labkit.study.space import register_space as register_space
+from labkit.study.store import Store as Store
+from labkit.study.store import open_study as open_study
+from labkit.study.store import read_trials as read_trials

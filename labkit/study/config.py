@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.study.runners import RUNNERS, RunnerSettings, get_runner
-from labkit.training.loop import TrainSettings
+from labkit.study.record import Direction
+from labkit.study.runners import (
+    RUNNERS,
+    BasicComputationsSettings,
+    BasicTrainSettings,
+    Runner,
+    RunnerSettings,
+    get_runner,
+)
+from labkit.training import TrainSettings
 
-Direction = Literal["maximize", "minimize"]
+Sampler = Literal["random", "tpe", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
+# Multipliers for all groups of channels, or for each layer, group or pattern.
+Widths = Sequence[float] | Mapping[str, Sequence[float]]
+# What runners that train take from the top of a configuration, where their own tables are silent.
+INHERITED = ("max_epochs", "batch_size", "learning_rate")
 
 
 class _Table(BaseModel):
@@ -42,7 +54,9 @@ class SetupTable(_Table):
 
     n_trials: int = Field(100, ge=1)
     timeout: float | None = Field(None, gt=0)
-    sampler: Literal["random", "tpe", "nsgaii", "nsgaiii", "qmc", "bruteforce", "grid"] = "tpe"
+    sampler: Annotated[Sampler, BeforeValidator(lambda s: "bruteforce" if s == "grid" else s)] = (
+        "tpe"
+    )
     sum_scaled_metrics: bool = False
     direction: Direction | None = None
     n_jobs: int = Field(16, ge=1)
@@ -94,6 +108,7 @@ class SearchConfig(_Table):
         load_name: A checkpoint of trained weights, for `basic_evaluation`, and for
             `basic_train` with `weights = "keep"`.
         load_type: What kind it is; the kinds that need unpickling are refused.
+        operators: `package.module:ClassName` of operators for layers of one's own.
         search: The search itself.
     """
 
@@ -109,44 +124,175 @@ class SearchConfig(_Table):
     seed: int = Field(0, ge=0, lt=2**32)
     load_name: Path | None = None
     load_type: Literal["pt", "pl", "safetensors"] = "pt"
+    operators: tuple[str, ...] = ()
     search: SearchTable
 
     @model_validator(mode="after")
-    def _runners_are_valid(self) -> Self:
-        self.runners("sw_runner")
-        self.runners("hw_runner")
-        strategy = self.search.strategy
-        provided = [
-            metric
-            for name in (*strategy.sw_runner, *strategy.hw_runner)
-            for metric in RUNNERS[name].metrics
-        ]
-        for metric in strategy.metrics:
+    def _objectives_are_measured(self) -> Self:
+        provided = [m for runner, _ in self.all_runners.values() for m in runner.metrics]
+        for metric in self.search.strategy.metrics:
             if metric not in provided:
                 raise LabkitError(
                     f"search.strategy.metrics.{metric}: no runner measures it; "
                     f"{did_you_mean(metric, provided)}"
                 )
+        training = self.training
+        if "accuracy_std" in self.search.strategy.metrics and training and training.replicates < 2:
+            raise LabkitError(
+                "search.strategy.metrics.accuracy_std: it needs replicates = 2 or more, "
+                f"got {training.replicates}"
+            )
         return self
 
-    def runners(self, kind: Literal["sw_runner", "hw_runner"]) -> dict[str, RunnerSettings]:
-        """Returns runner name → its settings, for the software or the hardware runners.
+    def runners(
+        self, kind: Literal["sw_runner", "hw_runner"]
+    ) -> dict[str, tuple[Runner, RunnerSettings]]:
+        """Returns name → the runner and its settings, of the software or of the hardware runners.
 
         Raises:
             LabkitError: No runner has that name, or its settings are wrong.
         """
         runners = {}
-        inherited = ("max_epochs", "batch_size", "learning_rate")
         for name, table in getattr(self.search.strategy, kind).items():
             key = f"search.strategy.{kind}.{name}"
-            settings_type = get_runner(key, name).settings
-            trains = issubclass(settings_type, TrainSettings)
-            defaults = {option: getattr(self, option) for option in inherited} if trains else {}
+            runner = get_runner(key, name)
+            trains = issubclass(runner.settings, TrainSettings)
+            defaults = {option: getattr(self, option) for option in INHERITED} if trains else {}
             try:
-                runners[name] = settings_type.model_validate(defaults | table)
+                runners[name] = runner, runner.settings.model_validate(defaults | table)
             except ValidationError as error:
-                raise LabkitError(_explain(error, settings_type, key)) from error
+                raise LabkitError(_explain(error, runner.settings, key)) from error
         return runners
+
+    @property
+    def all_runners(self) -> dict[str, tuple[Runner, RunnerSettings]]:
+        """Name → the runner and its settings."""
+        return self.runners("sw_runner") | self.runners("hw_runner")
+
+    @property
+    def training(self) -> BasicTrainSettings | None:
+        """How candidates are trained; `None` where the search does not train."""
+        _, settings = self.runners("sw_runner").get("basic_train", (None, None))
+        return settings if isinstance(settings, BasicTrainSettings) else None
+
+    @property
+    def computations(self) -> BasicComputationsSettings:
+        """How FLOPs are counted."""
+        _, settings = self.runners("sw_runner").get("basic_computations", (None, None))
+        if isinstance(settings, BasicComputationsSettings):
+            return settings
+        return BasicComputationsSettings()
+
+    @property
+    def offered(self) -> dict[str, list[float]]:
+        """Layer → the multipliers that the space offers it, where it offers any."""
+        offered = {}
+        for layer, entry in self.search.search_space.seed.items():
+            lists = [v for key, v in entry["config"].items() if key.endswith("_multiplier")]
+            if lists:
+                offered[layer] = sorted({m for values in lists for m in values})
+        return offered
+
+    def replace(
+        self,
+        *,
+        objectives: Mapping[str, str] | None = None,
+        widths: Widths | None = None,
+        offered: Mapping[str, Sequence[float]] | None = None,
+        **settings: Any,
+    ) -> SearchConfig:
+        """Returns a configuration with some values replaced; `None` leaves one as it is.
+
+        Args:
+            objectives: Metric → `"maximize"` or `"minimize"`. What measures them is added.
+            widths: Replaces the space by one choice for each group of channels: a list of
+                multipliers for all, or layer, group or pattern → a list.
+            offered: Layer → multipliers, in place of those in the space's tables.
+            **settings: Keys of the configuration by their names alone: of its top, such as `seed`;
+                of the setup, such as `n_trials`; and of training, such as `max_epochs`, for every
+                runner that trains.
+
+        Raises:
+            LabkitError: There is no such key, or a value is wrong.
+
+        Example:
+            >>> config = load_config("configs/jsc_toy.toml").replace(n_trials=20, max_epochs=2)
+        """
+        tables = to_tables(self)
+        strategy = tables["search"]["strategy"]
+        for key, value in settings.items():
+            for table in _tables_with(key, tables) if value is not None else ():
+                table[key] = value
+        if objectives is not None:
+            _set_objectives(strategy, objectives)
+        if widths is not None:
+            tables["search"]["search_space"] = _space_of(widths)
+        for layer, multipliers in (offered or {}).items():
+            config = tables["search"]["search_space"]["seed"][layer]["config"]
+            for option in config:
+                if option.endswith("_multiplier"):
+                    config[option] = list(multipliers)
+        return load_config(tables)
+
+
+def _tables_with(key: str, tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the tables of a configuration in which a key belongs."""
+    strategy = tables["search"]["strategy"]
+    places: list[tuple[type[BaseModel], dict[str, Any]]] = [
+        (SearchConfig, tables),
+        (SetupTable, strategy["setup"]),
+        *(
+            (settings, table)
+            for name, table in strategy["sw_runner"].items()
+            if issubclass(settings := get_runner(name, name).settings, TrainSettings)
+        ),
+    ]
+    found = [table for settings, table in places if key in settings.model_fields]
+    if not found:
+        known = [field for settings, _ in places for field in settings.model_fields]
+        raise LabkitError(f"{key}: unknown key; {did_you_mean(key, known)}")
+    yield from found
+
+
+def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> None:
+    """Gives a strategy's tables objectives, and runners for those that none measures yet."""
+    kept = strategy["metrics"]
+    strategy["metrics"] = {m: {**kept.get(m, {}), "direction": objectives[m]} for m in objectives}
+    for metric in objectives:
+        used = [*strategy["sw_runner"], *strategy.get("hw_runner", {})]
+        if not any(metric in get_runner(name, name).metrics for name in used):
+            measures = (name for name, runner in RUNNERS.items() if metric in runner.metrics)
+            if (runner := next(measures, None)) is not None:
+                strategy["sw_runner"][runner] = {}
+
+
+def _space_of(widths: Widths) -> dict[str, Any]:
+    """Returns the table of a space with one choice for each group of channels."""
+    lists = dict(widths) if isinstance(widths, Mapping) else {"default": widths}
+    return {
+        "name": "transform/channel_multiplier",
+        "setup": {"by": "name"},
+        "seed": {
+            key: {"config": {"channel_multiplier": list(values)}}
+            for key, values in ({"default": [1]} | lists).items()
+        },
+    }
+
+
+def simple_tables(widths: Widths) -> dict[str, Any]:
+    """Returns the tables of a search that trains and counts FLOPs: where one from Python begins."""
+    return {
+        "search": {
+            "search_space": _space_of(widths),
+            "strategy": {
+                "sw_runner": {"basic_train": {}, "basic_computations": {}},
+                "metrics": {
+                    "accuracy": {"direction": "maximize"},
+                    "total_flops": {"direction": "minimize"},
+                },
+            },
+        }
+    }
 
 
 def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> SearchConfig:
@@ -175,37 +321,6 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
         raise LabkitError(_explain(error, SearchConfig)) from error
 
 
-def with_overrides(
-    config: SearchConfig,
-    *,
-    trials: int | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-) -> SearchConfig:
-    """Returns a configuration with some values replaced; `None` leaves one as it is.
-
-    Args:
-        config: The configuration; it is not changed.
-        trials: Replaces `n_trials`.
-        epochs: Replaces `max_epochs`, at the top and in the tables of runners that train.
-        seed: Replaces `seed`.
-
-    Raises:
-        LabkitError: A value is out of range.
-    """
-    tables = to_tables(config)
-    if trials is not None:
-        tables["search"]["strategy"]["setup"]["n_trials"] = trials
-    if epochs is not None:
-        tables["max_epochs"] = epochs
-        for name, table in tables["search"]["strategy"]["sw_runner"].items():
-            if issubclass(RUNNERS[name].settings, TrainSettings):
-                table["max_epochs"] = epochs
-    if seed is not None:
-        tables["seed"] = seed
-    return load_config(tables)
-
-
 def to_tables(config: SearchConfig) -> dict[str, Any]:
     """Returns the tables of a configuration, as TOML can hold them."""
     return config.model_dump(mode="json", exclude_none=True)
@@ -232,9 +347,11 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
 def _keys(model: type[BaseModel], location: list[str]) -> list[str]:
     """Returns the keys that a table of the configuration may have."""
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-        elif part in model.model_fields and part == "metrics":
-            model = MetricTable
+        if part not in model.model_fields:  # the name of an entry, of the kind found above
+            continue
+        annotation = model.model_fields[part].annotation
+        kinds = (annotation, *get_args(annotation))
+        model = next(
+            kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
     return list(model.model_fields)

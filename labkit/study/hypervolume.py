@@ -11,12 +11,14 @@ import pandas as pd
 from labkit.errors import LabkitError
 from labkit.study.results import Results
 
+Points = npt.NDArray[np.float64]
 
-def dominated_volume(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> float:
+
+def dominated_volume(losses: Points, reference: Points) -> float:
     """Returns the volume between a reference point and the points that dominate it.
 
-    The space is cut into slabs along the last axis, at the points; within a slab the dominated
-    volume has one axis fewer.
+    In the plane it is a staircase. Above, the space is cut into slabs along the last axis, at the
+    points; within a slab the dominated volume has one axis fewer.
 
     Args:
         losses: (points, axes), what is to be minimised.
@@ -29,6 +31,8 @@ def dominated_volume(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.
         return float(reference[0] - losses.min())
     losses = losses[losses[:, -1].argsort()]
     thickness = np.diff(losses[:, -1], append=reference[-1])
+    if losses.shape[1] == 2:
+        return float(thickness @ (reference[0] - np.minimum.accumulate(losses[:, 0])))
     return sum(
         t * dominated_volume(losses[: n + 1, :-1], reference[:-1])
         for n, t in enumerate(thickness)
@@ -51,10 +55,11 @@ def hypervolume_history(
 
     Returns:
         One row a finished trial, in the order in which they ended: search, trial (from 1), seconds
-        (that the search took so far, by the clock), and hypervolume, 0 to 1.
+        (that the search took so far, by the clock), and hypervolume, 0 to 1. A trial with a value
+        that is not finite adds nothing.
 
     Raises:
-        LabkitError: The searches have different objectives, or no finished trial.
+        LabkitError: The searches have different objectives.
     """
     objectives = next(iter(results.values())).objectives
     if any(dict(other.objectives) != dict(objectives) for other in results.values()):
@@ -68,10 +73,12 @@ def hypervolume_history(
         name: signs * rows[list(objectives)].to_numpy(float) for name, rows in finished.items()
     }
     everything = np.concatenate(list(losses.values()))
-    if not len(everything):
-        raise LabkitError("results: no trial has finished")
-    worst = everything.max(axis=0) if reference is None else signs * np.asarray(reference, float)
-    best = np.minimum(everything.min(axis=0), worst)
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    if reference is None:
+        worst = everything.max(axis=0, initial=-np.inf)
+    else:
+        worst = signs * np.asarray(reference, float)
+    best = np.minimum(everything.min(axis=0, initial=np.inf), worst)
     scale = np.where(worst > best, worst - best, 1.0)
     tables = []
     for name, rows in finished.items():
@@ -89,12 +96,26 @@ def hypervolume_history(
     return pd.concat(tables, ignore_index=True)
 
 
-def _volumes(losses: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> list[float]:
+def _volumes(losses: Points, reference: Points) -> list[float]:
     """Returns the volume that the first n points dominate, for each n."""
     front = losses[:0]
-    volumes = []
+    volumes, volume = [], 0.0
     for point in losses:
-        if not (front <= point).all(axis=1).any():
+        if np.isfinite(point).all() and not (front <= point).all(axis=1).any():
+            volume += _gain(front, point, reference)
             front = np.vstack([front[(front < point).any(axis=1)], point])
-        volumes.append(dominated_volume(front, reference))
+        volumes.append(volume)
     return volumes
+
+
+def _gain(front: Points, point: Points, reference: Points) -> float:
+    """Returns the volume that a point dominates and no point of the front does.
+
+    It is the point's own box, less what the front dominates of that: there, each of the front's
+    points is as good as the worse of it and the new one on every axis.
+    """
+    if (point >= reference).any():
+        return 0.0
+    shared = np.unique(np.maximum(front, point), axis=0)  # in lexical order
+    better = [~(shared[:i] <= one).all(axis=1).any() for i, one in enumerate(shared)]
+    return float(np.prod(reference - point)) - dominated_volume(shared[better], reference)

@@ -1,65 +1,67 @@
 """Runners: what a search measures of a candidate, by name.
 
-A runner is a function of a `Candidate` and its settings that returns metrics. Add one with
-`@register_runner("my_runner", MySettings, metrics=("my_metric",))` and name it in the
-configuration, under `sw_runner` or `hw_runner`.
+A runner is a function of a `CandidateNetwork` and its settings that returns metrics. Add one with
+`@register_runner("my_runner", metrics=["my_metric"])` and name it in the configuration, under
+`sw_runner` or `hw_runner`.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import safetensors.torch
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from labkit.data.dataset import Dataset
-from labkit.errors import DivergenceError, LabkitError, did_you_mean
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.transform.cost import total_cost
-from labkit.transform.plan import Plan, Weights, initialise
-
-Metrics = dict[str, float]
+from labkit import names
+from labkit.data import Dataset
+from labkit.errors import LabkitError
+from labkit.study.checkpoint import load_weights
+from labkit.study.record import Metrics, Outcome
+from labkit.training import TrainSettings, evaluate
+from labkit.transform import Channels, Plan, Weights, apply, cost_of
 
 
 @dataclass
-class Candidate:
-    """A network that a search looks at.
+class CandidateNetwork:
+    """A candidate as runners measure it: trained, where the search trains.
 
     Attributes:
-        model: The network with the plan's widths, on the device of the data. A runner that trains
-            changes its weights.
-        original: The network before the transform.
         plan: The widths.
-        data: What to train and validate on.
-        seeds: What to train with: one a replicate.
+        channels: The channel groups of the original network.
+        original: The network before the transform.
+        data: What it was trained and validated on; its device is the network's, too.
+        outcomes: Of its trainings, one a seed; empty where the search does not train.
         batch_size: Of the configuration, for runners that count a batch.
         checkpoint: Weights of the original network, if the configuration names any.
-        histories: What training recorded of each replicate, one dict an epoch; where they are there
-            already, the candidate was trained in a stack. The model is that of the first.
-        failure: Why training in a stack failed, if it did.
-        on_epoch: Told each epoch's metrics, for a progress bar.
-        on_step: Called before each training step; it raises where the search is to stop.
     """
 
-    model: nn.Module
-    original: nn.Module
     plan: Plan
+    channels: Channels
+    original: nn.Module
     data: Dataset
-    seeds: tuple[int, ...] = (0,)
+    outcomes: Sequence[Outcome] = ()
     batch_size: int = 256
     checkpoint: Path | None = None
-    histories: list[list[Metrics]] = field(default_factory=list)
-    failure: str | None = None
-    on_epoch: Callable[[Metrics], None] | None = None
-    on_step: Callable[[], None] | None = None
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The network, with the weights of its first training; built when it is first asked for."""
+        trained = next(iter(self.outcomes), None)
+        if trained is not None and trained.network is not None:
+            return trained.network
+        network = apply(self.original, self.plan, channels=self.channels)
+        if trained is not None:
+            network.load_state_dict(trained.weights)
+        return network.to(self.data.x_train.device)
 
 
 class RunnerSettings(BaseModel):
@@ -79,15 +81,15 @@ class Runner(NamedTuple):
 
     settings: type[RunnerSettings]
     metrics: tuple[str, ...]
-    run: Callable[[Candidate, Any], Metrics]
+    run: Callable[[CandidateNetwork, Any], Mapping[str, Any]]
 
 
 RUNNERS: dict[str, Runner] = {}
-Run = TypeVar("Run", bound=Callable[[Candidate, Any], Metrics])
+Run = TypeVar("Run", bound=Callable[[CandidateNetwork, Any], Mapping[str, Any]])
 
 
 def register_runner(
-    name: str, settings: type[RunnerSettings], metrics: tuple[str, ...]
+    name: str, settings: type[RunnerSettings] = RunnerSettings, metrics: Sequence[str] = ()
 ) -> Callable[[Run], Run]:
     """Returns a function decorator that makes a runner known by name.
 
@@ -95,10 +97,15 @@ def register_runner(
         name: What a configuration calls it.
         settings: The type of its table there.
         metrics: The names of the metrics that it returns.
+
+    Example:
+        >>> @register_runner("energy", metrics=["joules"])
+        ... def energy(candidate, settings):
+        ...     return {"joules": 1e-9 * cost_of(candidate.channels, candidate.plan).total_flops}
     """
 
     def register(run: Run) -> Run:
-        RUNNERS[name] = Runner(settings, metrics, run)
+        RUNNERS[name] = Runner(settings, tuple(metrics), run)
         return run
 
     return register
@@ -107,12 +114,56 @@ def register_runner(
 def get_runner(key: str, name: str) -> Runner:
     """Returns a runner.
 
+    Args:
+        key: The place in the configuration, for an error.
+        name: As it was registered, or `package.module:function` of one that is registered there.
+
     Raises:
-        LabkitError: No runner has that name; `key` is named as the place.
+        LabkitError: No runner has that name.
     """
-    if name not in RUNNERS:
-        raise LabkitError(f"{key}: unknown runner {name!r}; {did_you_mean(name, RUNNERS)}")
-    return RUNNERS[name]
+    found = names.find(key, name, RUNNERS, "runner")
+    if isinstance(found, Runner):
+        return found
+    for runner in RUNNERS.values():
+        if runner.run is found:
+            return runner
+    raise LabkitError(f"{key}: expected {name!r} to be a function with @register_runner")
+
+
+def measure(
+    candidate: CandidateNetwork, runners: Mapping[str, tuple[Runner, RunnerSettings]]
+) -> Metrics:
+    """Returns what runners measure of a network.
+
+    Args:
+        candidate: The network.
+        runners: Name → the runner and its settings.
+
+    Raises:
+        LabkitError: A runner raised an error, or returned what is no finite number; it is named.
+    """
+    measured: Metrics = {}
+    for name, (runner, settings) in runners.items():
+        try:
+            metrics = runner.run(candidate, settings)
+        except LabkitError:
+            raise
+        except Exception as error:  # a user's own may raise anything
+            raise LabkitError(f"{name}: {type(error).__name__}: {error}") from error
+        if not isinstance(metrics, Mapping):
+            raise LabkitError(f"{name}: expected a table of metrics, got {metrics!r:.100}")
+        measured |= {key: _as_number(f"{name}: {key}", v) for key, v in metrics.items()}
+    return measured
+
+
+def _as_number(where: str, value: Any) -> float:
+    """Returns a metric as a plain number; whole numbers stay whole."""
+    number = value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
+        number = value.item()
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise LabkitError(f"{where}: expected a finite number, got {value!r:.100}")
+    return number
 
 
 class BasicTrainSettings(TrainSettings, RunnerSettings):
@@ -134,39 +185,22 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
 @register_runner(
     "basic_train",
     BasicTrainSettings,
-    ("loss", "accuracy", "accuracy_macro", "train_loss", "train_accuracy"),
-)
-def basic_train(candidate: Candidate, settings: BasicTrainSettings) -> Metrics:
-    """Trains the candidate from fresh or from kept weights, unless a stack has done so.
+    metrics=(
+        "loss", "accuracy", "accuracy_macro", "train_loss", "train_accuracy", "accuracy_std",
+    ),
+)  # fmt: skip
+def basic_train(candidate: CandidateNetwork, settings: BasicTrainSettings) -> Metrics:
+    """Returns what training measured; the search's executor has trained the candidate.
 
     Returns:
         loss, accuracy and accuracy_macro on the validation split after the last epoch, and
-        train_loss and train_accuracy over it: their means over the replicates. With several, also
+        train_loss and train_accuracy over it: their means over the seeds. With several seeds, also
         accuracy_std, the standard deviation of the accuracy (with n - 1).
-
-    Raises:
-        DivergenceError: The loss became NaN or infinite.
     """
-    if candidate.failure is not None:
-        raise DivergenceError(candidate.failure)
-    if not candidate.histories:
-        others = [copy.deepcopy(candidate.model) for _ in candidate.seeds[1:]]
-        models = [candidate.model, *others]
-        candidate.histories = [
-            train(
-                initialise(model, seed) if settings.weights == "fresh" else model,
-                candidate.data,
-                settings,
-                seed=seed,
-                on_epoch=candidate.on_epoch,
-                on_step=candidate.on_step,
-            )
-            for seed, model in zip(candidate.seeds, models)
-        ]
-    return summary([history[-1] for history in candidate.histories])
+    return summary([outcome.history[-1] for outcome in candidate.outcomes])
 
 
-def summary(replicates: list[Metrics]) -> Metrics:
+def summary(replicates: Sequence[Metrics]) -> Metrics:
     """Returns the means of the metrics of replicates; of several, also `accuracy_std`."""
     means = {name: statistics.fmean(r[name] for r in replicates) for name in replicates[0]}
     if len(replicates) > 1:
@@ -187,9 +221,9 @@ class BasicEvaluationSettings(RunnerSettings):
 
 
 @register_runner(
-    "basic_evaluation", BasicEvaluationSettings, ("loss", "accuracy", "accuracy_macro")
+    "basic_evaluation", BasicEvaluationSettings, metrics=("loss", "accuracy", "accuracy_macro")
 )
-def basic_evaluation(candidate: Candidate, settings: BasicEvaluationSettings) -> Metrics:
+def basic_evaluation(candidate: CandidateNetwork, settings: BasicEvaluationSettings) -> Metrics:
     """Evaluates a trained checkpoint, without training.
 
     Returns:
@@ -201,8 +235,7 @@ def basic_evaluation(candidate: Candidate, settings: BasicEvaluationSettings) ->
     if candidate.checkpoint is None:
         raise LabkitError("load_name: basic_evaluation needs the path of a trained checkpoint")
     load_weights(candidate.model, candidate.checkpoint)
-    split = settings.data_loader.removesuffix("_dataloader")
-    x, y = getattr(candidate.data, f"x_{split}"), getattr(candidate.data, f"y_{split}")
+    x, y = candidate.data.split("val" if settings.data_loader == "val_dataloader" else "train")
     return evaluate(candidate.model, x[: settings.num_samples], y[: settings.num_samples])
 
 
@@ -221,7 +254,7 @@ class BasicComputationsSettings(RunnerSettings):
     batch_size: int | None = Field(None, ge=1)
 
     def cost_options(self, batch_size: int) -> dict[str, Any]:
-        """Returns how to count, for `total_cost`, where training has this batch size."""
+        """Returns how to count, for `cost_of`, where training has this batch size."""
         return {
             "convention": self.convention,
             "precision": self.precision,
@@ -232,15 +265,12 @@ class BasicComputationsSettings(RunnerSettings):
 @register_runner(
     "basic_computations",
     BasicComputationsSettings,
-    ("total_flops", "total_bitops", "parameters"),
+    metrics=("total_flops", "total_bitops", "parameters"),
 )
-def basic_computations(candidate: Candidate, settings: BasicComputationsSettings) -> Metrics:
-    """Returns total_flops, total_bitops and parameters, counted, not measured."""
-    cost = total_cost(
-        candidate.model,
-        **settings.cost_options(candidate.batch_size),
-        shapes_from=candidate.original if settings.convention == "reference" else None,
-        example_input=candidate.data.x_val[:1],
+def basic_computations(candidate: CandidateNetwork, settings: BasicComputationsSettings) -> Metrics:
+    """Returns total_flops, total_bitops and parameters, counted, not measured; nothing is built."""
+    cost = cost_of(
+        candidate.channels, candidate.plan, **settings.cost_options(candidate.batch_size)
     )
     return {
         "total_flops": cost.total_flops,
@@ -261,9 +291,9 @@ class LatencySettings(RunnerSettings):
     repeats: int = Field(200, ge=1)
 
 
-@register_runner("latency", LatencySettings, ("latency",))
+@register_runner("latency", LatencySettings, metrics=("latency",))
 @torch.no_grad()
-def latency(candidate: Candidate, settings: LatencySettings) -> Metrics:
+def latency(candidate: CandidateNetwork, settings: LatencySettings) -> Metrics:
     """Returns latency: the median time of a forward pass, in milliseconds, as measured here."""
     model, x = candidate.model.eval(), candidate.data.x_val[: settings.batch_size]
     times = []
@@ -276,36 +306,7 @@ def latency(candidate: Candidate, settings: LatencySettings) -> Metrics:
     return {"latency": 1e3 * torch.tensor(times[-settings.repeats :]).median().item()}
 
 
-@register_runner("hw_dummy", RunnerSettings, ())
-def hw_dummy(candidate: Candidate, settings: RunnerSettings) -> Metrics:
+@register_runner("hw_dummy", metrics=())
+def hw_dummy(candidate: CandidateNetwork, settings: RunnerSettings) -> Metrics:
     """Returns nothing: the reference wants a hardware runner, and there is no hardware."""
     return {}
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a checkpoint into a network, without unpickling objects.
-
-    Args:
-        model: The network, changed in place.
-        path: A `.safetensors` file; or a file of `torch.save` that holds a state dict, or one
-            under the key `state_dict` with names that may begin with `model.`, as Lightning
-            writes it.
-
-    Raises:
-        LabkitError: There is no such file, it holds something else, or another network.
-    """
-    if not path.is_file():
-        raise LabkitError(f"load_name: there is no checkpoint {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise their own kinds for a bad file
-        raise LabkitError(f"load_name: {path} is not a checkpoint of weights: {error}") from error
-    if isinstance(state, dict) and "state_dict" in state:
-        state = {name.removeprefix("model."): v for name, v in state["state_dict"].items()}
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise LabkitError(f"load_name: {path} holds another network: {error}") from error

@@ -11,13 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from torch import nn
 from torch.fx import GraphModule
 
+from labkit import names
 from labkit.errors import LabkitError, did_you_mean
-from labkit.transform.channels import ChannelGroup, Channels, find_channels
-from labkit.transform.graph import SCALABLE_MODULES, Example, find_layer, layer_nodes, operator_name
+from labkit.operators import scalable_modules
+from labkit.transform.channels import find_channels
+from labkit.transform.graph import Example, find_layer, layer_nodes, operator_name
+from labkit.transform.groups import ChannelGroup, Channels
 from labkit.transform.plan import REQUEST_KEYS, SIDES, Plan, SkippedRequest, resolve
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
@@ -40,14 +43,17 @@ def register_space(name: str) -> Callable[[type[SearchSpaceBase]], type[SearchSp
 def get_space(name: str) -> type[SearchSpaceBase]:
     """Returns the class of a search space.
 
+    Args:
+        name: As it was registered, or `package.module:ClassName`.
+
     Raises:
         LabkitError: No space has that name.
     """
-    if name not in SPACES:
-        raise LabkitError(
-            f"search.search_space.name: unknown space {name!r}; {did_you_mean(name, SPACES)}"
-        )
-    return SPACES[name]
+    key = "search.search_space.name"
+    space = names.find(key, name, SPACES, "space")
+    if not (isinstance(space, type) and issubclass(space, SearchSpaceBase)):
+        raise LabkitError(f"{key}: expected {name!r} to be a SearchSpaceBase, got {space!r}")
+    return space
 
 
 class SearchSpaceBase(ABC):
@@ -56,7 +62,7 @@ class SearchSpaceBase(ABC):
     A subclass says which choices there are; everything else follows.
 
     Args:
-        model: The network to transform.
+        model: The network to transform, or its channel groups found before.
         setup: The table `[search.search_space.setup]`.
         seed: The table `[search.search_space.seed]`.
         example_input: As `labkit.transform.channels.find_channels` takes it.
@@ -71,7 +77,7 @@ class SearchSpaceBase(ABC):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Channels,
         setup: Mapping[str, Any],
         seed: Mapping[str, Any],
         example_input: Example | None = None,
@@ -93,7 +99,7 @@ class SearchSpaceBase(ABC):
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
         """Returns the plan of a pass configuration of this space."""
 
-    @property
+    @functools.cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """For Optuna: an index for each key with more than one option.
 
@@ -114,10 +120,65 @@ class SearchSpaceBase(ABC):
             request[option] = options[indices.get(key, 0)]
         return nested
 
+    def labels(self, indices: Mapping[str, int]) -> dict[str, str]:
+        """Returns the same choices in words, such as `×2`, as a study shows them."""
+        return {key: _label(self.choices[key][index]) for key, index in indices.items()}
+
+    @functools.cached_property
+    def label_distributions(self) -> dict[str, BaseDistribution]:
+        """For Optuna: the choices in words."""
+        return {
+            key: CategoricalDistribution([_label(option) for option in self.choices[key]])
+            for key in self.distributions
+        }
+
+    def indices(self, labels: Mapping[str, str]) -> dict[str, int]:
+        """Returns the choices that `labels` put into words."""
+        return {
+            key: [_label(option) for option in self.choices[key]].index(label)
+            for key, label in labels.items()
+        }
+
     @property
     def n_configurations(self) -> int:
         """How many configurations the space has."""
         return math.prod(len(options) for options in self.choices.values())
+
+    @functools.cached_property
+    def networks(self) -> dict[Plan, dict[str, int]]:
+        """Every different network, with the indices of its first configuration.
+
+        Raises:
+            LabkitError: The space has more than `MAX_ENUMERATED` configurations.
+        """
+        if self.n_configurations > MAX_ENUMERATED:
+            raise LabkitError(
+                f"search.search_space: {self.n_configurations:,} configurations are too many to "
+                f"enumerate; expected at most {MAX_ENUMERATED:,}"
+            )
+        keys = list(self.distributions)
+        found: dict[Plan, dict[str, int]] = {}
+        for indices in itertools.product(*(range(len(self.choices[key])) for key in keys)):
+            chosen = dict(zip(keys, indices))
+            found.setdefault(self.resolve(self.sampled_config(chosen)), chosen)
+        return found
+
+    def check_searchable(self) -> None:
+        """Checks that there is something to search.
+
+        Raises:
+            LabkitError: There is one network only; the message says why.
+        """
+        if self.n_configurations > MAX_ENUMERATED or len(self.networks) > 1:
+            return
+        if not self.channels.free:
+            reasons = dict.fromkeys(f"'{g.name}' because {g.fixed}" for g in self.channels.groups)
+            why = f"no width can change: {'; '.join(itertools.islice(reasons, 5))}"
+            why = why if reasons else "the network has no layers with channels"
+        else:
+            groups = ", ".join(group.name for group in self.channels.free[:5])
+            why = f"every choice gives the same widths; offer several multipliers to {groups}"
+        raise LabkitError(f"search.search_space: there is nothing to search, since {why}")
 
 
 class Count(NamedTuple):
@@ -138,24 +199,8 @@ class Count(NamedTuple):
         return f"{self.configurations:,} configurations, {bound}{self.networks:,} networks"
 
 
-@functools.lru_cache(maxsize=1)  # the search lists them, and so does whoever counts its space
-def networks(space: SearchSpaceBase) -> dict[Plan, dict[str, int]]:
-    """Returns every different network of a space, with the indices of its first configuration.
-
-    Raises:
-        LabkitError: The space has more than `MAX_ENUMERATED` configurations.
-    """
-    if space.n_configurations > MAX_ENUMERATED:
-        raise LabkitError(
-            f"search.search_space: {space.n_configurations:,} configurations are too many to "
-            f"enumerate; expected at most {MAX_ENUMERATED:,}"
-        )
-    keys = list(space.distributions)
-    found: dict[Plan, dict[str, int]] = {}
-    for indices in itertools.product(*(range(len(space.choices[key])) for key in keys)):
-        chosen = dict(zip(keys, indices))
-        found.setdefault(space.resolve(space.sampled_config(chosen)), chosen)
-    return found
+def _label(option: object) -> str:
+    return str(option) if isinstance(option, str | None) else f"×{option}"
 
 
 def count(space: SearchSpaceBase) -> Count:
@@ -168,7 +213,7 @@ def count(space: SearchSpaceBase) -> Count:
     if space.distinct:
         return Count(configurations, configurations, True)
     if configurations <= MAX_ENUMERATED:
-        return Count(configurations, len(networks(space)), True)
+        return Count(configurations, len(space.networks), True)
     widths = {group.name: {group.width} for group in space.channels.free}
     by_layer: dict[str, list[str]] = {}
     for key in space.choices:
@@ -275,7 +320,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         chosen = dict.fromkeys((group.name for group in self.channels.free), default)
         layers = self.channels.layers
         if by_type:
-            _check_operators(lists, SCALABLE_MODULES, layers.values())
+            _check_operators(lists, scalable_modules(), layers.values())
         # Patterns first: a full name has the last word.
         for key in sorted(lists, key=lambda key: not _is_pattern(key)):
             groups = [
@@ -307,7 +352,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         return choices
 
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
-        return _resolve_quietly(self.channels, pass_config, SCALABLE_MODULES)
+        return _resolve_quietly(self.channels, pass_config, scalable_modules())
 
 
 def _resolve_quietly(
@@ -316,7 +361,7 @@ def _resolve_quietly(
     with warnings.catch_warnings():
         # A search asks thousands of times; the plan itself says what was skipped.
         warnings.simplefilter("ignore", SkippedRequest)
-        return resolve(channels, pass_config, kinds=kinds)
+        return resolve(channels, pass_config, kinds=kinds).plan
 
 
 def _by_type(setup: Mapping[str, Any]) -> bool:

@@ -1,174 +1,128 @@
-"""The training loop: one network, plain PyTorch, nothing hidden."""
+"""The training loop: plain PyTorch, from top to bottom, for one network or for a stack of them.
+
+The loop is written once. A network alone gives logits `[rows, classes]` and one loss; a stack, one
+module that is many networks, gives logits `[networks, classes, rows]` and a loss a network. In both
+the classes are axis 1, and the last axis of what follows is the rows: the lines are the same.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import math
-import os
-import sys
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
+from labkit.runtime import kept_memory
+from labkit.training.metrics import Metrics, by_network, divergence, logits_of, scores, stops_early
+from labkit.training.settings import TrainSettings, epoch_order, make_optimizer, make_scheduler
 
-EVALUATION_ROWS = 16384  # bounds memory, not results
 
-
-class TrainSettings(BaseModel):
-    """How a network is trained.
+@dataclass
+class Trained:
+    """What became of a network.
 
     Attributes:
-        max_epochs: Passes over the training split.
-        batch_size: Rows a step.
-        learning_rate: The peak of the schedule.
-        optimizer: `adam`, `adamw`, or `sgd` (with momentum 0.9).
-        weight_decay: L2 penalty (decoupled with `adamw`).
-        lr_scheduler: What the learning rate does after warm-up: stays `constant`, or falls to 0 by
-            the last step along a `linear` ramp or half a `cosine`.
-        num_warmup_steps: Steps in which the learning rate rises linearly from 0.
-        num_samples: Use at most this many training rows; `None` uses all.
-        patience: End the training after this many epochs in which the validation loss did not fall
-            below its lowest; the weights stay those of the last epoch. `None` never ends it.
+        model: The network as a plain module, with its trained weights.
+        history: One dict an epoch, as `train` returns it.
+        failure: Why the training failed, or `None`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: nn.Module
+    history: list[Metrics] = field(default_factory=list)
+    failure: DivergenceError | None = None
 
-    max_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(256, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
-    num_warmup_steps: int = Field(0, ge=0)
-    num_samples: int | None = Field(None, ge=1)
-    patience: int | None = Field(None, ge=1)
-
-
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Returns the optimizer that the settings name, over all parameters of the network."""
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        "fused": True,  # one pass over the parameters; the same numbers
-    }
-    match settings.optimizer:
-        case "adam":
-            return torch.optim.Adam(model.parameters(), **options)
-        case "adamw":
-            return torch.optim.AdamW(model.parameters(), **options)
-        case "sgd":
-            return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+    def goes_on(self, metrics: Metrics, settings: TrainSettings) -> bool:
+        """Records an epoch, and returns whether another one follows."""
+        self.failure = divergence(metrics, len(self.history) + 1, settings)
+        if self.failure is not None:
+            return False
+        self.history.append(metrics)
+        return len(self.history) < settings.max_epochs and not stops_early(self.history, settings)
 
 
-def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:
-    """Returns the learning rate of a step (from 0) as a share of its peak, 0 to 1."""
-    warmup = settings.num_warmup_steps
-    if step < warmup:
-        return step / warmup
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    match settings.lr_scheduler:
-        case "constant":
-            return 1.0
-        case "linear":
-            return max(1 - progress, 0.0)
-        case "cosine":
-            return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+class Learner:
+    """What the loop trains: here a network alone, in `labkit.training.stack` many in one module.
 
-
-def batches(rows: int, settings: TrainSettings, generator: torch.Generator) -> list[torch.Tensor]:
-    """Returns the row indices of one epoch's batches, shuffled.
-
-    A last batch of a single row is left out: BatchNorm cannot train on it.
+    Attributes:
+        network: The module, with the parameters that are trained.
+        models: The networks.
     """
-    split = torch.randperm(rows, generator=generator).split(settings.batch_size)
-    return [batch for batch in split if len(batch) > 1]
+
+    def __init__(self, model: nn.Module):
+        self.network: nn.Module = model
+        self.models: Sequence[nn.Module] = [model]
+
+    def batch(
+        self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the module's input and the labels of a batch.
+
+        Args:
+            x, y: All rows.
+            rows: int64 `[orders, rows]`: those of the batch, in an order a distinct seed.
+        """
+        return x[rows[0]], y[rows[0]]
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the networks' logits `[networks, classes, rows]`, computed part by part."""
+        return logits_of(self.network, x)
+
+    def release(self, index: int) -> None:
+        """Gives a network the weights that it has in the module."""
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, rows: int, settings: TrainSettings
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Returns the schedule of the learning rate over a whole training on that many rows."""
-    total_steps = settings.max_epochs * len(batches(rows, settings, torch.Generator()))
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, total_steps, settings)
-    )
-
-
-def scores(logits: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns `loss`, `accuracy` and `accuracy_macro` of several networks, each `[networks]`.
-
-    Args:
-        logits: `[networks, classes, rows]`.
-        y: int64 `[rows]`.
-    """
-    right = (logits.max(dim=1).indices == y).double()  # much faster than argmax
-    by_class = [right[:, y == label].mean(dim=1) for label in y.unique()]
-    losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
-    return {
-        "loss": losses.mean(dim=1),
-        "accuracy": right.mean(dim=1),
-        "accuracy_macro": torch.stack(by_class).mean(dim=0),
-    }
-
-
-def divergence(metrics: dict[str, float], epoch: int, settings: TrainSettings) -> str | None:
-    """Returns that training diverged, in words, or `None` where the losses are finite."""
-    if math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["loss"]):
-        return None
-    return (
-        f"training diverged: the loss is not finite after epoch {epoch} "
-        f"(learning_rate = {settings.learning_rate:g}); try a smaller learning_rate"
-    )
-
-
-def stops_early(history: list[dict[str, float]], settings: TrainSettings) -> bool:
-    """Returns whether a training with this history, an entry an epoch, has lost its patience."""
-    losses = [metrics["loss"] for metrics in history]
-    since_best = len(losses) - 1 - losses.index(min(losses))
-    return settings.patience is not None and since_best >= settings.patience
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Lets the process keep up to 256 MiB that a training step frees for the next one, for good.
-
-    By default glibc gives it back after every step, and the system clears it page by page when it
-    is asked for again, which took up to a third of a stack's step. Tensors above 32 MiB are still
-    given back. Other allocators, and what the environment sets of glibc's, are left alone.
-    """
-    variables = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
-    if sys.platform != "linux" or variables & os.environ.keys():
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-        mallopt(m_mmap_threshold, 2**25)  # the most that every version takes
-        mallopt(m_trim_threshold, 2**28)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """Returns `loss` (mean cross-entropy), `accuracy` and `accuracy_macro` of a network.
-
-    `accuracy` is the share of rows that are right (micro, as published results are);
-    `accuracy_macro` is its mean over the classes that occur. The network is left in evaluation
-    mode.
-
-    Args:
-        model: Maps `x` to logits `[rows, classes]`.
-        x: `[rows, …]`.
-        y: int64 `[rows]`.
-    """
-    model.eval()
-    logits = torch.cat([model(part) for part in x.split(EVALUATION_ROWS)])
-    return {name: values.item() for name, values in scores(logits.T[None], y).items()}
+def fit(
+    learner: Learner,
+    data: Dataset,
+    settings: TrainSettings,
+    seeds: Sequence[int],
+    *,
+    on_epoch: Callable[[list[Metrics]], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[Trained]:
+    """Trains the networks of a learner; see `train` and `labkit.training.stack.fit_stack`."""
+    network = learner.network
+    x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
+    generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
+    optimizer = make_optimizer(network, settings)
+    scheduler = make_scheduler(optimizer, len(x), settings)
+    trained = [Trained(model) for model in learner.models]
+    running = list(range(len(trained)))
+    with kept_memory(), torch.random.fork_rng():
+        torch.manual_seed(seeds[0])  # Dropout draws from the global generator
+        while running:
+            network.train()
+            sums = torch.zeros(2, len(trained), dtype=torch.float64, device=x.device)
+            order = torch.stack([epoch_order(len(x), settings, g) for g in generators]).to(x.device)
+            for rows in order.split(settings.batch_size, dim=1):
+                if on_step is not None:
+                    on_step()
+                inputs, labels = learner.batch(x, y, rows)
+                logits = network(inputs)
+                losses = F.cross_entropy(logits, labels, reduction="none").mean(dim=-1)
+                optimizer.zero_grad()
+                losses.sum().backward()  # each network's loss reaches its own weights only
+                optimizer.step()
+                scheduler.step()
+                right = (logits.detach().max(dim=1).indices == labels).sum(dim=-1)
+                # Summed as tensors: reading a number here would wait for the device every step.
+                sums += torch.stack([losses.detach() * rows.shape[1], right]).view(2, -1)
+            means = dict(zip(("train_loss", "train_accuracy"), sums / order.shape[1]))
+            network.eval()
+            with torch.no_grad():
+                latest = by_network(means | scores(learner.logits(data.x_val), data.y_val))
+            ended = [i for i in running if not trained[i].goes_on(latest[i], settings)]
+            well = [latest[i] for i in running if trained[i].failure is None]
+            if on_epoch is not None and well:
+                on_epoch(well)
+            for i in ended:
+                learner.release(i)
+                running.remove(i)
+    return trained
 
 
 def train(
@@ -177,9 +131,9 @@ def train(
     settings: TrainSettings | None = None,
     *,
     seed: int = 0,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[Metrics], None] | None = None,
     on_step: Callable[[], None] | None = None,
-) -> list[dict[str, float]]:
+) -> list[Metrics]:
     """Trains a network in place, from the weights that it has.
 
     The same network, data, settings and seed give the same weights.
@@ -200,47 +154,18 @@ def train(
         DivergenceError: The loss became NaN or infinite.
         LabkitError: The network does not fit the data.
     """
-    settings = settings or TrainSettings()
     check_fit(model, data)
-    keep_freed_memory()
-    x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(model, settings)
-    scheduler = make_scheduler(optimizer, len(x), settings)
-    history = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # Dropout draws from the global generator
-        for epoch in range(1, settings.max_epochs + 1):
-            model.train()
-            loss_sum, right, seen = torch.zeros(()), torch.zeros(()), 0
-            for batch in batches(len(x), settings, generator):
-                if on_step is not None:
-                    on_step()
-                rows = batch.to(x.device)
-                labels = y[rows]
-                logits = model(x[rows])
-                loss = F.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                # Summed as tensors: reading a number here would wait for the device every step.
-                loss_sum = loss_sum + loss.detach() * len(rows)
-                right = right + (logits.max(dim=1).indices == labels).sum()
-                seen += len(rows)
-            metrics = {
-                "train_loss": (loss_sum / seen).item(),
-                "train_accuracy": (right / seen).item(),
-                **evaluate(model, data.x_val, data.y_val),
-            }
-            if failure := divergence(metrics, epoch, settings):
-                raise DivergenceError(failure)
-            history.append(metrics)
-            if on_epoch is not None:
-                on_epoch(metrics)
-            if stops_early(history, settings):
-                break
-    return history
+    [trained] = fit(
+        Learner(model),
+        data,
+        settings or TrainSettings(),
+        [seed],
+        on_epoch=None if on_epoch is None else lambda metrics: on_epoch(*metrics),
+        on_step=on_step,
+    )
+    if trained.failure is not None:
+        raise trained.failure
+    return trained.history
 
 
 def check_fit(model: nn.Module, data: Dataset) -> None:

@@ -7,13 +7,13 @@ import pytest
 import tomli_w
 
 from labkit.errors import LabkitError
-from labkit.study.config import load_config, to_tables, with_overrides
+from labkit.study.config import load_config, simple_tables, to_tables
 from tests.conftest import REFERENCE_TOML, ROOT
 
 
 def test_the_references_file_is_taken_unchanged() -> None:
     config = load_config(REFERENCE_TOML)
-    train = config.runners("sw_runner")["basic_train"].model_dump()
+    train = config.runners("sw_runner")["basic_train"][1].model_dump()
     assert train["max_epochs"] == 10
     assert train["learning_rate"] == 1e-4
     assert train["num_samples"] == 1_000_000
@@ -38,17 +38,75 @@ def test_top_level_values_stand_in_for_a_runners_own(tables: dict[str, Any]) -> 
     own = tables["search"]["strategy"]["sw_runner"]["basic_train"]
     del own["max_epochs"], own["learning_rate"]
     tables |= {"max_epochs": 3, "batch_size": 64, "learning_rate": 0.5}
-    train = load_config(tables).runners("sw_runner")["basic_train"].model_dump()
+    train = load_config(tables).runners("sw_runner")["basic_train"][1].model_dump()
     assert (train["max_epochs"], train["batch_size"], train["learning_rate"]) == (3, 64, 0.5)
 
 
 def test_overrides_reach_every_place(tables: dict[str, Any]) -> None:
-    config = with_overrides(load_config(tables), trials=3, epochs=7, seed=9)
+    before = load_config(tables)
+    config = before.replace(n_trials=3, max_epochs=7, seed=9)
+    assert before == load_config(tables)
     assert config.search.strategy.setup.n_trials == 3
-    assert config.runners("sw_runner")["basic_train"].model_dump()["max_epochs"] == 7
+    assert config.runners("sw_runner")["basic_train"][1].model_dump()["max_epochs"] == 7
     assert (config.max_epochs, config.seed) == (7, 9)
     with pytest.raises(LabkitError, match="n_trials: expected greater than or equal to 1, got 0"):
-        with_overrides(config, trials=0)
+        config.replace(n_trials=0)
+    with pytest.raises(LabkitError, match="sampler: expected 'random', .* got 'best'"):
+        config.replace(sampler="best")
+    with pytest.raises(LabkitError, match="n_trial: unknown key; did you mean 'n_trials'"):
+        config.replace(n_trial=1)
+    assert config.replace() == config.replace(seed=None) == config
+    assert config.replace(sampler="grid").search.strategy.setup.sampler == "bruteforce"
+
+
+def test_training_is_replaced_at_its_runner(tables: dict[str, Any]) -> None:
+    config = load_config(tables).replace(learning_rate=0.25, replicates=3)
+    assert config.training is not None
+    assert (config.training.learning_rate, config.training.replicates) == (0.25, 3)
+    del tables["search"]["strategy"]["sw_runner"]["basic_train"]
+    tables["search"]["strategy"]["metrics"] = {"total_flops": {"direction": "minimize"}}
+    assert load_config(tables).training is None
+
+
+def test_objectives_bring_what_measures_them(tables: dict[str, Any]) -> None:
+    tables["search"]["strategy"]["metrics"]["accuracy"]["scale"] = 2.0
+    config = load_config(tables).replace(objectives={"accuracy": "maximize", "latency": "minimize"})
+    assert config.search.strategy.metrics["accuracy"].scale == 2
+    assert list(config.search.strategy.metrics) == ["accuracy", "latency"]
+    assert "latency" in config.all_runners
+    with pytest.raises(LabkitError, match="metrics.latencies: no runner measures it; did you mean"):
+        config.replace(objectives={"latencies": "minimize"})
+    with pytest.raises(LabkitError, match="metrics.accuracy.direction: expected 'maximize' or"):
+        config.replace(objectives={"accuracy": "up"})
+    with pytest.raises(LabkitError, match="accuracy_std: it needs replicates = 2 or more, got 1"):
+        config.replace(objectives={"accuracy_std": "minimize"})
+
+
+def test_widths_are_a_space_of_groups(tables: dict[str, Any]) -> None:
+    config = load_config(tables)
+    for_all = config.replace(widths=[0.5, 1]).search.search_space
+    assert for_all.name == "transform/channel_multiplier"
+    assert for_all.seed == {"default": {"config": {"channel_multiplier": [0.5, 1]}}}
+    some = config.replace(widths={"seq_blocks_2": [1, 2]})
+    assert some.offered == {"default": [1], "seq_blocks_2": [1, 2]}
+
+
+def test_offered_multipliers_are_replaced_in_every_list_of_their_layer(
+    tables: dict[str, Any],
+) -> None:
+    config = load_config(tables)
+    assert config.offered["seq_blocks_5"] == [1, 2, 4, 8]
+    changed = config.replace(offered={"seq_blocks_5": [0.5, 3]})
+    request = changed.search.search_space.seed["seq_blocks_5"]["config"]
+    assert request["name"] == ["output_only", "input_only", "both"]
+    assert request["input_multiplier"] == request["output_multiplier"] == [0.5, 3]
+    assert changed.offered["seq_blocks_2"] == [1, 2, 4, 8]
+
+
+def test_a_search_from_python_begins_with_accuracy_against_flops() -> None:
+    config = load_config({"model": "m", "dataset": "d", **simple_tables([1, 2])})
+    assert set(config.search.strategy.metrics) == {"accuracy", "total_flops"}
+    assert config.training is not None
 
 
 def replaced(tables: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

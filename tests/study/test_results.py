@@ -1,86 +1,101 @@
 """The tables of a study."""
 
-from datetime import datetime, timedelta
-from typing import Any
-
-import optuna
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
-from labkit.show.tables import html_table
-from labkit.study.results import INTERRUPTED, TRAINED, Results
-
-
-def add(study: optuna.Study, start: float, end: float, **attributes: Any) -> None:
-    """Adds a trial that ran between two times, in seconds."""
-    state = optuna.trial.TrialState.FAIL if attributes else optuna.trial.TrialState.COMPLETE
-    study.add_trial(
-        optuna.trial.FrozenTrial(
-            number=0, trial_id=0, state=state, value=None, params={}, distributions={},
-            values=[0.5, 100] if not attributes else None, intermediate_values={}, system_attrs={},
-            datetime_start=datetime(2026, 1, 1) + timedelta(seconds=start),
-            datetime_complete=datetime(2026, 1, 1) + timedelta(seconds=end),
-            user_attrs={"source": TRAINED, "plan": {"a": 8}, "software_metrics": {},
-                        "hardware_metrics": {}, "scaled_metrics": {}} | attributes,
-        )
-    )  # fmt: skip
+from labkit.errors import LabkitError
+from labkit.study.record import Source
+from labkit.study.results import indistinguishable
+from tests.study.conftest import results, trial
 
 
 def test_elapsed_is_the_time_in_which_the_search_ran() -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    add(study, 0, 10)
-    add(study, 1, 11)  # of the same round
-    add(study, 2, 9)
-    add(study, 20, 5000, failure=INTERRUPTED)  # its process was killed, and continued later
-    add(study, 5000, 5003)
-    add(study, 5001, 5004, failure="ValueError: no")
-    trials = Results.from_study(study).trials
-    assert trials["elapsed"].drop(3).tolist() == pytest.approx([10, 11, 9, 14, 15])
-    assert trials["elapsed"].isna().tolist() == [False, False, False, True, False, False]
-    assert trials["seconds"][1] == 10
+    table = results(
+        trial(0, (0.5, 100), start=0, end=10),
+        trial(1, (0.5, 100), start=1, end=11),  # of the same round
+        trial(2, (0.5, 100), start=2, end=9),
+        trial(3, (0.5, 100), start=5000, end=5003),  # the search was continued
+        trial(4, None, start=5001, end=5004),
+    ).trials
+    assert table["elapsed"].tolist() == pytest.approx([10, 11, 9, 14, 15])
+    assert table["seconds"][1] == 10
 
 
-def test_counts_add_up_while_a_search_runs() -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    add(study, 0, 10)
-    study.ask()
-    counts = Results.from_study(study).counts()
-    assert counts == "2 trials: 1 networks trained, 0 looked up, 0 failed, 1 running"
+def test_counts_add_up() -> None:
+    counts = results(
+        trial(0, (0.5, 100)), trial(1, None), trial(2, (0.5, 100), source=Source.LOOKED_UP)
+    ).counts()
+    assert counts == "3 trials: 1 networks trained, 1 looked up, 1 failed"
+
+
+def test_results_of_no_trials_are_empty_tables() -> None:
+    empty = results()
+    assert empty.trials.empty
+    assert empty.counts().startswith("0 trials")
+    assert empty.front.empty
+    assert "COMPLETE" not in empty.best_markdown()
+    with pytest.raises(LabkitError, match="no trial has finished"):
+        empty.best()
 
 
 def test_the_front_is_read_from_cheap_to_dear_with_its_spread_and_widths() -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    study.set_user_attr("objectives", {"accuracy": "maximize", "total_flops": "minimize"})
-    for values, width in (([0.75, 3000], 16), ([0.5, 1000], 8)):
-        metrics = {"accuracy": values[0], "total_flops": values[1], "accuracy_std": 0.01}
-        plan = {"first": width, "a.b": 4}
-        study.add_trial(
-            optuna.create_trial(
-                values=values,
-                user_attrs={"source": TRAINED, "plan": plan, "software_metrics": metrics,
-                            "hardware_metrics": {}, "scaled_metrics": {}},
-            )
-        )  # fmt: skip
-    results = Results.from_study(study)
-    table = results.front_table()
+    found = (
+        trial(0, (0.75, 3000), {"first": 16, "a.b": 4}),
+        trial(1, (0.5, 1000), {"first": 8, "a.b": 4}),
+        trial(2, (0.4, 2000), {"first": 9, "a.b": 4}),  # dominated
+        trial(3, (0.5, 1000), {"first": 8, "a.b": 4}, source=Source.LOOKED_UP),  # the same network
+    )
+    table = results(*found).front_table()
     assert table.columns.tolist() == ["accuracy", "total_flops", "first", "a.b"]
     assert table.index.tolist() == [1, 0]
-    assert table["accuracy"].tolist() == ["0.5000 ± 0.0100", "0.7500 ± 0.0100"]
     assert table["first"].tolist() == [8, 16]
-    assert "<td>1,000</td>" in results._repr_html_()
+    assert "<td>1,000" in results(*found)._repr_html_()
 
-    # What `labkit replicate` adds later replaces the spread that the search saw.
-    study.set_user_attr("replicates", {"0": [{"accuracy": 0.7}, {"accuracy": 0.9}],
-                                       "1": [{"accuracy": 0.4}, {"accuracy": 0.4}]})  # fmt: skip
-    again = Results.from_study(study).front_table()
-    assert again["accuracy"].tolist() == ["0.4000 ± 0.0000", "0.8000 ± 0.1414"]
+    # What `labkit replicate` adds later replaces what the search saw.
+    added = {0: [{"accuracy": 0.7}, {"accuracy": 0.9}], 1: [{"accuracy": 0.4}, {"accuracy": 0.4}]}
+    again = results(*found, added_replicates=added)
+    assert again.front_table()["accuracy"].tolist() == ["0.4000 ± 0.0000", "0.8000 ± 0.1414"]
+    assert again.trials["accuracy"][0] == pytest.approx(0.8)
+    assert again.best_trials["ties"].tolist() == [[1], [0]]
 
 
-def test_tables_for_pages() -> None:
-    table = pd.DataFrame({"whole": [1234.0, None], "part": [0.5, 2], "name": ["<b>", None]})
-    shown = html_table(table.astype({"whole": "Int64"}))
-    assert "NA" not in shown
-    assert "None" not in shown
-    assert html_table(table.head(0)).count("<td>") == 0
-    for cell in ("1,234", "", "0.5000", "2.0000", "&lt;b&gt;"):
-        assert f"<td>{cell}</td>" in shown
+def test_replicates_of_a_few_are_not_compared() -> None:
+    once = {0: [{"accuracy": 0.7}, {"accuracy": 0.9}], 1: [{"accuracy": 0.4}]}
+    table = results(
+        trial(0, (0.75, 3000)), trial(1, (0.5, 1000)), added_replicates=once
+    ).best_trials
+    assert "ties" not in table
+
+
+def test_ties_are_what_a_paired_t_test_cannot_tell_apart() -> None:
+    base = [0.70, 0.71, 0.69, 0.72, 0.70]
+    assert indistinguishable(base, base)
+    assert indistinguishable(base, [0.71, 0.70, 0.70, 0.71, 0.70])
+    shifted = [value + shift for value, shift in zip(base, [0.01, 0.011, 0.012, 0.01, 0.011])]
+    assert not indistinguishable(base, shifted)  # though the two ranges overlap
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8))
+def test_a_tie_is_a_difference_within_the_confidence_interval(
+    pairs: list[tuple[float, float]],
+) -> None:
+    differences = np.array([a - b for a, b in pairs])
+    spread = differences.std(ddof=1)
+    if spread < 1e-6:
+        return
+    half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * spread / np.sqrt(len(pairs))
+    if abs(abs(differences.mean()) - half) > 1e-9:
+        a, b = zip(*pairs)
+        assert indistinguishable(a, b) == (abs(differences.mean()) < half)
+
+
+def test_metrics_that_only_some_trials_have_are_columns() -> None:
+    table = results(
+        trial(0, (0.5, 100), hardware_metrics={"latency": 2.0}), trial(1, (0.5, 100))
+    ).trials
+    assert table["latency"][0] == 2
+    assert pd.isna(table["latency"][1])

@@ -2,49 +2,45 @@
 
 import json
 import signal
-import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
 import torch
-from optuna.trial import TrialState
 from torch import nn
 
-from labkit import LabkitError, Search, load_best, search
-from labkit.data.dataset import Dataset
+from labkit.data import Dataset
+from labkit.errors import LabkitError
 from labkit.show.plots import pareto_front
-from labkit.study.results import Results, indistinguishable, pareto_trials
-from labkit.study.runners import RUNNERS, Candidate, Metrics, RunnerSettings, register_runner
-from labkit.training.loop import TrainSettings, evaluate, train
-from labkit.training.stack import Trained, train_stack
-from labkit.transform.cost import total_cost
-from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.study.executor import Task
+from labkit.study.networks import load_best
+from labkit.study.record import Candidate, Metrics
+from labkit.study.results import Results, indistinguishable
+from labkit.study.runners import RUNNERS, CandidateNetwork, RunnerSettings, register_runner
+from labkit.study.search import Search, search
+from labkit.study.store import open_study
+from labkit.training import TrainSettings, evaluate, train
+from labkit.transform import Plan, apply, get_model, initialise, total_cost
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
-    """The plans that `basic_train` is asked to train, in order."""
+    """The plans of the networks that are built to be trained, in order."""
     plans: list[Plan] = []
-    runner = RUNNERS["basic_train"]
+    build = Task.build
 
-    def spy(candidate: Candidate, settings: Any) -> Metrics:
+    def spy(task: Task, candidate: Candidate) -> nn.Module:
         plans.append(candidate.plan)
-        return runner.run(candidate, settings)
+        return build(task, candidate)
 
-    monkeypatch.setitem(RUNNERS, "basic_train", runner._replace(run=spy))
+    monkeypatch.setattr(Task, "build", spy)
     return plans
-
-
-def metrics_of(study: optuna.Study) -> list[Any]:
-    return [trial.user_attrs["software_metrics"] for trial in study.trials]
 
 
 def test_every_network_is_trained_once_and_as_it_would_be_alone(
@@ -58,17 +54,18 @@ def test_every_network_is_trained_once_and_as_it_would_be_alone(
     assert len(trained) == len(set(trained)) == len(results.networks) <= 16
     assert (results.trials["source"] == "looked up").sum() == 40 - len(trained)
     settings = TrainSettings(max_epochs=1, learning_rate=1e-2)
-    for trial in run.study.trials:
-        plan = Plan(tuple(trial.user_attrs["plan"].items()))
-        alone = initialise(apply(get_model("jsc-toy"), plan), 42)
-        metrics = trial.user_attrs["software_metrics"]
-        assert train(alone, blobs, settings, seed=42)[-1]["accuracy"] == metrics["accuracy"]
+    for trial in results.records:
+        record = trial.record
+        alone = initialise(apply(get_model("jsc-toy"), record.plan), 42)
+        metrics = record.software_metrics
+        accuracy = train(alone, blobs, settings, seed=42)[-1]["accuracy"]
+        assert metrics["accuracy"] == accuracy
         assert total_cost(alone).total_flops == metrics["total_flops"]
-        assert trial.values == [metrics["accuracy"], metrics["total_flops"]]
-        assert run.space.resolve(trial.user_attrs["sampled_config"]) == plan
-        twin = run.study.trials[trial.user_attrs["trained_in"]]
-        assert twin.user_attrs["plan"] == trial.user_attrs["plan"]
-        assert (twin.number == trial.number) == (trial.user_attrs["source"] == "trained")
+        assert trial.values == (metrics["accuracy"], metrics["total_flops"])
+        assert run.space.resolve(record.pass_config) == record.plan
+        twin = results.records[record.trained_in or 0]
+        assert twin.record.plan == record.plan
+        assert (twin.number == trial.number) == (record.source == "trained")
 
 
 def test_the_same_seed_gives_the_same_search(tables: dict[str, Any], blobs: Dataset) -> None:
@@ -111,7 +108,7 @@ def test_a_folder_holds_all_that_is_promised(
     log = json.loads((tmp_path / "log.json").read_text())
     assert len(log) == 8
     recorded = {"software_metrics", "hardware_metrics", "scaled_metrics", "sampled_config", "plan"}
-    assert all(recorded <= set(trial) for trial in log.values())
+    assert all(recorded - {"plan"} | {"widths"} <= set(trial) for trial in log.values())
     best = json.loads((tmp_path / "best.json").read_text())
     assert {int(number) for number in best} == set(results.front.index)
     markdown = (tmp_path / "best.md").read_text()
@@ -120,9 +117,14 @@ def test_a_folder_holds_all_that_is_promised(
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 8
     assert "https://cdn" not in (tmp_path / "pareto.html").read_text()[:2000]  # works offline
 
+    # Optuna alone reads it, with parameters that people can read.
     study = optuna.load_study(study_name="jsc-toy", storage=f"sqlite:///{tmp_path}/study.db")
     assert study.metric_names == ["accuracy", "total_flops"]
-    assert {trial.number for trial in pareto_trials(study)} == set(results.front.index)
+    assert {trial.values[1] for trial in study.best_trials} == set(results.front["total_flops"])
+    assert {v for trial in study.trials for v in trial.params.values()} <= {
+        "×1", "×2", "×4", "×8", "output_only", "input_only", "both",
+    }  # fmt: skip
+    assert Results.from_study(study).trials.equals(results.trials)
 
 
 def test_a_network_of_the_front_comes_back_as_it_was(
@@ -136,11 +138,13 @@ def test_a_network_of_the_front_comes_back_as_it_was(
         assert evaluate(network, blobs.x_val, blobs.y_val)["accuracy"] == row["accuracy"]
     most_accurate = results.front["accuracy"].max()
     assert evaluate(load_best(tmp_path), blobs.x_val, blobs.y_val)["accuracy"] == most_accurate
-    for path in (tmp_path / "best").glob("*.json"):  # as written before shapes were kept
-        record = json.loads(path.read_text())
-        del record["input_shape"]
-        path.write_text(json.dumps(record))
-    assert evaluate(load_best(tmp_path), blobs.x_val, blobs.y_val)["accuracy"] == most_accurate
+    in_memory = search(tables, data=blobs, progress=False)
+    for again in (results, in_memory):
+        assert evaluate(again.best(), blobs.x_val, blobs.y_val)["accuracy"] == most_accurate
+        cheap = total_cost(again.best("total_flops")).total_flops
+        assert cheap == again.front["total_flops"].min()
+    with pytest.raises(LabkitError, match="metric: nothing measured 'acuracy'; did you mean"):
+        results.best("acuracy")
     with pytest.raises(LabkitError, match="trial 999 is not on the front; expected one of"):
         load_best(tmp_path, 999)
     with pytest.raises(LabkitError, match="holds no trained networks"):
@@ -148,54 +152,55 @@ def test_a_network_of_the_front_comes_back_as_it_was(
 
 
 def test_an_interrupted_search_continues(
-    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = RUNNERS["basic_train"]
-    calls: Iterator[int] = iter(range(100))
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, trained: list[Plan],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C after the second record: what is finished is kept whole, the rest is not there."""
+    tables["search"]["strategy"]["setup"]["n_jobs"] = 1
+    run = Search(tables, data=blobs, folder=tmp_path)
+    tell = run.store.tell
 
-    def interrupted_third(candidate: Candidate, settings: Any) -> Metrics:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return runner.run(candidate, settings)
+    def pressed_while_telling(*args: Any) -> Any:
+        told = tell(*args)
+        if told.number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return told
 
-    with monkeypatch.context() as patch:
-        patch.setitem(RUNNERS, "basic_train", runner._replace(run=interrupted_third))
-        with pytest.raises(KeyboardInterrupt):
-            search(tables, data=blobs, folder=tmp_path, progress=False)
+    monkeypatch.setattr(run.store, "tell", pressed_while_telling)
+    before = signal.getsignal(signal.SIGINT)
+    results = run.run(progress=False)
+    assert results.interrupted
+    assert signal.getsignal(signal.SIGINT) is before
     rows = pd.read_csv(tmp_path / "trials.csv", index_col="number")
-    assert (rows["source"] == "trained").sum() == 2
-    assert rows.iloc[-1]["failure"] == "interrupted"
-    assert (tmp_path / "best.md").exists()
+    assert rows["state"].tolist() == ["COMPLETE"] * 2
+    for number in results.front.index:  # the networks of those trials were kept as well
+        assert load_best(tmp_path, number)
 
     results = search(tables, data=blobs, folder=tmp_path, progress=False)
+    assert not results.interrupted
     assert (results.trials["state"] == "COMPLETE").sum() == 8
     assert results.networks["network"].is_unique  # what was trained before was looked up
+    assert len(trained) == len(set(trained))
     again = search(tables, data=blobs, folder=tmp_path, progress=False)
     assert len(again.trials) == len(results.trials)  # nothing is left to do
     # Proposals after the break are not those of the beginning once more.
-    log = json.loads((tmp_path / "log.json").read_text())
-    proposed = [str(trial["sampled_config"]) for trial in log.values()]
-    assert proposed[:2] != proposed[3:5]
+    proposed = [str(trial.record.pass_config) for trial in results.records]
+    assert proposed[:2] != proposed[2:4]
 
 
-def test_ctrl_c_while_a_trial_is_recorded_leaves_it_whole(
-    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Search(tables, data=blobs, folder=tmp_path)
-    tell = run.study.tell
-
-    def pressed_while_telling(*args: Any, **options: Any) -> Any:
-        told = tell(*args, **options)
+def test_a_second_ctrl_c_interrupts_at_once(tables: dict[str, Any], blobs: Dataset) -> None:
+    @register_runner("impatient", metrics=["never"])
+    def impatient(candidate: CandidateNetwork, settings: RunnerSettings) -> Metrics:
         signal.raise_signal(signal.SIGINT)
-        return told
+        signal.raise_signal(signal.SIGINT)
+        return {"never": 0.0}
 
-    monkeypatch.setattr(run.study, "tell", pressed_while_telling)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run.run(progress=False)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert [trial.state for trial in run.study.trials] == [TrialState.COMPLETE]
-    assert load_best(tmp_path, 0)  # the network of that trial was kept as well
+    try:
+        tables["search"]["strategy"]["hw_runner"]["impatient"] = {}
+        with pytest.raises(KeyboardInterrupt):
+            search(tables, data=blobs, progress=False)
+    finally:
+        del RUNNERS["impatient"]
 
 
 def test_stop_from_another_thread_ends_the_run_within_an_epoch(
@@ -207,17 +212,8 @@ def test_stop_from_another_thread_ends_the_run_within_an_epoch(
     timer.start()
     results = run.run(progress=False)  # would take hours
     timer.join()
-    assert list(results.trials["failure"]) == ["interrupted"]
-
-
-def test_a_trial_that_a_killed_process_left_is_ended(
-    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
-) -> None:
-    abandoned = Search(tables, data=blobs, folder=tmp_path)
-    abandoned.study.ask(abandoned.space.distributions)
-    results = search(tables, data=blobs, folder=tmp_path, progress=False)
-    assert results.trials.loc[0, "failure"] == "interrupted"
-    assert (results.trials["state"] == "COMPLETE").sum() == 8
+    assert results.interrupted
+    assert results.trials.empty
 
 
 def test_another_search_in_the_same_folder_is_refused(
@@ -233,26 +229,32 @@ def test_another_search_in_the_same_folder_is_refused(
     assert len(search(tables, data=blobs, folder=tmp_path, progress=False).trials) == 9
 
     running = Search(tables, data=blobs, folder=tmp_path)
-    with running._locked_folder(), pytest.raises(LabkitError, match="another search is running"):
+    with (
+        filelock.FileLock(running.folder / ".lock"),
+        pytest.raises(LabkitError, match="another search is running"),
+    ):
         search(tables, data=blobs, folder=tmp_path)
 
 
 def test_a_failing_candidate_is_recorded_and_the_search_goes_on(
-    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    runner = RUNNERS["basic_train"]
+    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    build = Task.build
 
-    def fails_when_wide(candidate: Candidate, settings: Any) -> Metrics:
+    def fails_when_wide(task: Task, candidate: Candidate) -> nn.Module:
         if candidate.plan.to_dict()["seq_blocks_5"] > 16:
             raise MemoryError("too wide")
-        return runner.run(candidate, settings)
+        return build(task, candidate)
 
-    monkeypatch.setitem(RUNNERS, "basic_train", runner._replace(run=fails_when_wide))
+    monkeypatch.setattr(Task, "build", fails_when_wide)
     tables["search"]["strategy"]["setup"]["n_trials"] = 12
     results = search(tables, data=blobs, folder=tmp_path, progress=False)
     failed = results.trials[results.trials["state"] == "FAIL"]
     assert 0 < len(failed) < 12
-    assert set(failed["failure"]) == {"MemoryError: too wide"}
+    assert failed["failure"].str.startswith("MemoryError: too wide").all()
+    assert {t.record.failure.kind for t in results.records if t.record.failure} == {"training"}
+    assert "failed: MemoryError: too wide" in caplog.text
     assert "failed" in results.counts()
     assert len(results.front)
 
@@ -268,8 +270,11 @@ def test_divergence_is_a_failed_trial_and_trained_once(
     results = Search(tables, data=blobs, folder=tmp_path).run(progress=False)
     assert len(results.trials) == 40
     assert results.trials["failure"].str.contains("training diverged").all()
-    assert len(trained) == len(set(trained)) == results.trials["network"].nunique() < 17
-    assert results.best.empty
+    # One that was trained along with others may still wait for its trial.
+    assert len(trained) == len(set(trained)) < 17
+    assert set(trained) >= {trial.record.plan for trial in results.records}
+    assert results.front.empty
+    assert {t.record.failure.kind for t in results.records if t.record.failure} == {"diverged"}
     assert isinstance(pareto_front(results).to_json(), str)  # an empty figure, not an error
 
 
@@ -294,137 +299,22 @@ def test_bruteforce_trains_every_network_once_and_ends(
     assert results.trials["network"].is_unique
 
 
-def test_a_round_trains_its_networks_together(
-    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules["labkit.study.search"], "step_seconds", lambda *_: (1, 2))
-    rounds: list[int] = []
-
-    def spy(model: nn.Module, plans: list[Plan], *args: Any, **options: Any) -> list[Trained]:
-        assert len(plans) == len(set(plans))
-        rounds.append(len(plans))
-        return train_stack(model, plans, *args, **options)
-
-    monkeypatch.setattr(sys.modules["labkit.study.search"], "train_stack", spy)
-    tables["search"]["strategy"]["setup"] |= {"n_trials": 40, "n_jobs": 8}
-    data = replace(blobs, x_train=blobs.x_train.double(), x_val=blobs.x_val.double())
-    run = Search(tables, model=get_model("jsc-toy").double(), data=data)
-    results = run.run(progress=False)
-    assert len(results.trials) == 40
-    assert 4 <= rounds[0] <= 8
-    assert results.networks["network"].is_unique
-    settings = TrainSettings(max_epochs=1, learning_rate=1e-2)
-    for trial in run.study.trials:
-        plan = Plan(tuple(trial.user_attrs["plan"].items()))
-        alone = initialise(apply(get_model("jsc-toy").double(), plan), 42)
-        accuracy = train(alone, data, settings, seed=42)[-1]["accuracy"]
-        assert trial.user_attrs["software_metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
-        assert trial.user_attrs["trained_in"] <= trial.number
-
-
-def test_a_stop_within_a_round_ends_all_its_trials(
-    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules["labkit.study.search"], "step_seconds", lambda *_: (1, 2))
-    tables["search"]["strategy"]["setup"] |= {"n_trials": 12, "n_jobs": 6}
-    run = Search(tables, data=blobs, folder=tmp_path)
-
-    def stopping(*args: Any, on_step: Any, **options: Any) -> None:
-        run.stop()
-        on_step()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["labkit.study.search"], "train_stack", stopping)
-        results = run.run(progress=False)
-    assert list(results.trials["failure"]) == ["interrupted"] * 6
-    results = search(tables, data=blobs, folder=tmp_path, progress=False)
-    assert (results.trials["state"] == "COMPLETE").sum() == 12
-
-
-def test_a_network_that_mixes_channels_trains_one_by_one(
-    tables: dict[str, Any], blobs: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tables["search"]["search_space"]["seed"] = {
-        "default": {"config": {"name": ["output_only"], "channel_multiplier": [0.5, 1, 3]}}
-    }
-    tables["search"]["strategy"]["setup"] |= {"n_trials": 6, "n_jobs": 6, "sampler": "bruteforce"}
-    model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
-    results = search(tables, model=model, data=blobs)
-    assert len(results.networks) == 3
-    printed = "".join(capsys.readouterr())
-    assert printed.count("train one by one: '_1' (LayerNorm) mixes channels") == 1
-
-
-def test_networks_train_one_by_one_where_that_is_faster(
-    tables: dict[str, Any], blobs: Dataset, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    timed: list[int] = []
-
-    def step_seconds(model: nn.Module, plans: list[Plan], *_: Any) -> tuple[float, float]:
-        timed.append(len(plans))
-        return 0.5, 0.25
-
-    def train_stack(*_: Any, **__: Any) -> None:
-        raise AssertionError("a stack was trained")
-
-    monkeypatch.setattr(sys.modules["labkit.study.search"], "step_seconds", step_seconds)
-    monkeypatch.setattr(sys.modules["labkit.study.search"], "train_stack", train_stack)
-    tables["search"]["strategy"]["setup"] |= {"n_trials": 8, "n_jobs": 4, "sampler": "bruteforce"}
-    results = search(tables, data=blobs)
-    assert len(results.networks) == 8
-    assert timed == [4]  # once a search
-    printed = "".join(capsys.readouterr())
-    expected = "networks train one by one: a step of 4 takes 0.25 s so, and 0.5 s in a stack"
-    assert printed.count(expected) == 1
-
-
 def test_a_sum_is_one_objective(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> None:
     strategy = tables["search"]["strategy"]
     strategy["setup"] |= {"sum_scaled_metrics": True, "direction": "maximize"}
     strategy["metrics"]["total_flops"]["scale"] = -1e-4
     run = Search(tables, data=blobs, folder=tmp_path)
     results = run.run(progress=False)
-    for trial in run.study.trials:
-        metrics = trial.user_attrs["software_metrics"]
-        assert trial.values == [pytest.approx(metrics["accuracy"] - 1e-4 * metrics["total_flops"])]
-    assert run.study.best_value == max(trial.values[0] for trial in run.study.trials)
+    for trial in results.records:
+        metrics = trial.record.software_metrics
+        assert trial.values == (pytest.approx(metrics["accuracy"] - 1e-4 * metrics["total_flops"]),)
+    assert run.study.best_value == max(t.values[0] for t in results.records if t.values)
     assert set(results.front["network"]) <= set(results.networks["network"])
 
 
 def test_time_out_ends_it(tables: dict[str, Any], blobs: Dataset) -> None:
     tables["search"]["strategy"]["setup"]["timeout"] = 1e-9
     assert len(search(tables, data=blobs, progress=False).trials) == 0
-
-
-class EnergySettings(RunnerSettings):
-    """Settings of a runner of one's own."""
-
-    joules_a_flop: float = 1e-9
-
-
-def test_a_runner_of_ones_own(
-    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(RUNNERS, "energy", RUNNERS["hw_dummy"])  # so that it is taken out after
-    monkeypatch.delitem(RUNNERS, "energy")
-
-    @register_runner("energy", EnergySettings, ("joules",))
-    def energy(candidate: Candidate, settings: EnergySettings) -> Metrics:
-        return {"joules": settings.joules_a_flop * total_cost(candidate.model).total_flops}
-
-    strategy = tables["search"]["strategy"]
-    strategy["hw_runner"]["energy"] = {"joules_a_flop": 2.0}
-    strategy["metrics"] = {
-        "loss": {"direction": "minimize"},
-        "joules": {"direction": "minimize", "scale": 0.5},
-    }
-    run = Search(tables, data=blobs)
-    run.run(progress=False)
-    for trial in run.study.trials:
-        flops = trial.user_attrs["software_metrics"]["total_flops"]
-        assert trial.user_attrs["hardware_metrics"] == {"joules": 2 * flops}
-        assert trial.values[1] == flops
 
 
 def test_latency_is_measured(tables: dict[str, Any], blobs: Dataset) -> None:
@@ -534,14 +424,6 @@ def test_the_figure_shows_each_network_once(tables: dict[str, Any], blobs: Datas
     assert "inference" in title.subtitle.text
 
 
-def test_results_of_no_trials_are_empty_tables() -> None:
-    results = Results.from_study(optuna.create_study(directions=["maximize", "minimize"]))
-    assert results.trials.empty
-    assert results.counts().startswith("0 trials")
-    assert results.front.empty
-    assert TrialState.COMPLETE.name not in results.best_markdown()
-
-
 def test_replicates_are_runs_with_the_next_seeds(
     tables: dict[str, Any], blobs: Dataset, tmp_path: Path
 ) -> None:
@@ -560,20 +442,21 @@ def test_replicates_are_runs_with_the_next_seeds(
             for seed in range(42, 42 + n)
         ]
 
-    for trial in run.study.trials:
-        alone = accuracies(Plan(tuple(trial.user_attrs["plan"].items())), 3)
-        kept = [metrics["accuracy"] for metrics in trial.user_attrs["replicates"]]
+    for trial in results.records:
+        alone = accuracies(trial.record.plan, 3)
+        kept = [metrics["accuracy"] for metrics in trial.record.replicates]
         assert kept == pytest.approx(alone, abs=1e-6)
-        metrics = trial.user_attrs["software_metrics"]
+        metrics = trial.record.software_metrics
         assert metrics["accuracy"] == pytest.approx(np.mean(alone), abs=1e-6)
         assert metrics["accuracy_std"] == pytest.approx(np.std(alone, ddof=1), abs=1e-6)
-    assert results.best["accuracy"].str.contains("±").all()
+    assert results.best_trials["accuracy"].str.contains("±").all()
 
     results = run.replicate(5)
-    for number, trial in ((n, run.study.trials[n]) for n in results.best["number"]):
-        five = accuracies(Plan(tuple(trial.user_attrs["plan"].items())), 5)
-        kept = [m["accuracy"] for m in run.study.user_attrs["replicates"][str(number)]]
-        assert kept == pytest.approx(five, abs=1e-6)
+    reread = Results.from_study(open_study(tmp_path))
+    for number in results.front.index:
+        kept = [metrics["accuracy"] for metrics in reread.replicates(number)]
+        assert kept == pytest.approx(accuracies(results.plan(number), 5), abs=1e-6)
+        assert results.trials["accuracy"][number] == pytest.approx(np.mean(kept))
     assert "±" in (tmp_path / "best.md").read_text()
 
 

@@ -1,9 +1,12 @@
 """The report's space: its size, its networks, and what is refused."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from labkit.errors import LabkitError
 from labkit.study.space import (
@@ -12,7 +15,6 @@ from labkit.study.space import (
     SearchSpaceBase,
     count,
     get_space,
-    networks,
 )
 from labkit.transform.models import get_model
 from tests.conftest import EXAMPLES
@@ -114,14 +116,16 @@ def test_networks_are_counted_while_they_can_be_and_bounded_beyond(
     assert str(count(space)) == "3,072 configurations, 16 networks"
     assert all(
         space.resolve(space.sampled_config(indices)) == plan
-        for plan, indices in networks(space).items()
+        for plan, indices in space.networks.items()
     )
-    networks.cache_clear()
     monkeypatch.setattr("labkit.study.space.MAX_ENUMERATED", 3071)
-    assert count(space) == (3072, 16, False)  # here the bound is tight
-    assert str(count(space)) == "3,072 configurations, at most 16 networks"
+    large = space_of(tables)
+    assert count(large) == (3072, 16, False)  # here the bound is tight
+    assert str(count(large)) == "3,072 configurations, at most 16 networks"
     with pytest.raises(LabkitError, match="3,072 configurations are too many to enumerate"):
-        networks(space)
+        _ = large.networks
+    monkeypatch.setattr("labkit.study.space.MAX_ENUMERATED", 3072)
+    assert count(space_of(tables)).exact
 
 
 def group_space(
@@ -147,7 +151,7 @@ def test_every_configuration_of_groups_is_another_network() -> None:
     space = group_space("jsc-toy", {"default": [0.5, 1, 1.01, 1.1, 2]})  # 1.01 and 1.1 give 9
     assert offered(space) == {"seq_blocks_2": [0.5, 1, 1.01, 2], "seq_blocks_5": [0.5, 1, 1.01, 2]}
     assert count(space) == (16, 16, True)
-    assert {tuple(plan.to_dict().values()) for plan in networks(space)} == set(
+    assert {tuple(plan.to_dict().values()) for plan in space.networks} == set(
         itertools.product([4, 8, 9, 16], repeat=2)
     )
     large = group_space("vgg7", {"default": [0.1, 0.2, 0.3, 0.4]})
@@ -214,3 +218,76 @@ def test_the_space_of_convolutions_leaves_linear_layers_alone() -> None:
     assert count(space) == (2**6, 2**6, True)
     plan = space.resolve(space.sampled_config({}))
     assert list(plan.to_dict().values()) == [64, 64, 128, 128, 256, 256, 1024, 1024]
+
+
+def test_choices_in_words_are_read_back(tables: dict[str, Any]) -> None:
+    space = space_of(tables)
+    chosen = {key: (3 * i) % len(space.choices[key]) for i, key in enumerate(space.distributions)}
+    labels = space.labels(chosen)
+    assert space.indices(labels) == chosen
+    assert set(labels) == set(space.label_distributions) == set(space.distributions)
+    for key, label in labels.items():
+        assert space.label_distributions[key].to_external_repr(0) != ""
+        assert label in ("both", "input_only", "output_only", "×1", "×2", "×4", "×8")
+    assert labels["seq_blocks_2/config/channel_multiplier"] == "×1"
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [
+        (
+            {"default": [1]},
+            "every choice gives the same widths; offer several multipliers to seq_b",
+        ),
+        ({"default": [1, 1.0001]}, None),  # 8 or 9 channels
+        ({"default": [1, 0.99]}, "every choice gives the same widths"),  # both 8, rounded up
+    ],
+)
+def test_a_space_of_one_network_has_nothing_to_search(
+    seed: dict[str, list[float]], said: str | None
+) -> None:
+    space = group_space("jsc-toy", seed)
+    if said is None:
+        space.check_searchable()
+    else:
+        with pytest.raises(LabkitError, match=f"nothing to search, since {said}"):
+            space.check_searchable()
+
+
+class Doubled(nn.Module):
+    """A network without a layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_a_network_whose_widths_are_fixed_has_nothing_to_search() -> None:
+    space = group_space("jsc-tiny", {"default": [1, 2]})
+    why = "no width can change: '.*' because it is the network's (input|output)"
+    with pytest.raises(LabkitError, match=f"nothing to search, since {why}"):
+        space.check_searchable()
+    nothing = ChannelMultiplierSpace(
+        Doubled(), {"by": "name"},
+        {"default": {"config": {"channel_multiplier": [1, 2]}}}, torch.zeros(1, 4),
+    )  # fmt: skip
+    with pytest.raises(LabkitError, match="since the network has no layers with channels"):
+        nothing.check_searchable()
+
+
+def test_a_space_of_ones_own_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_space.py").write_text(
+        "from labkit.study.space import ChannelMultiplierSpace\n\n\n"
+        "class Doubling(ChannelMultiplierSpace):\n"
+        "    def build_choices(self, setup, seed):\n"
+        "        free = self.channels.free\n"
+        "        names = {f'{g.name}/config/name': ['output_only'] for g in free}\n"
+        "        key = 'config/channel_multiplier'\n"
+        "        return names | {f'{g.name}/{key}': [1, 2] for g in free}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    space = get_space("own_space:Doubling")(get_model("jsc-toy"), {}, {})
+    assert count(space) == (4, 4, True)
+    with pytest.raises(LabkitError, match="expected 'json:loads' to be a SearchSpaceBase"):
+        get_space("json:loads")

@@ -1,8 +1,9 @@
 """Stacked training against the training of each candidate alone."""
 
+import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +14,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from labkit.data.dataset import Dataset
-from labkit.errors import LabkitError
-from labkit.training.loop import TrainSettings, batches, evaluate, train
-from labkit.training.stack import (
-    NotStackable,
-    Stack,
-    _faster_threads,
+from labkit.errors import DivergenceError, LabkitError
+from labkit.operators.stacking import NotStackable, Stack
+from labkit.training import (
+    TrainSettings,
+    evaluate,
+    fit_stack,
     stack_width,
     step_seconds,
+    train,
     train_stack,
-    why_not_stackable,
 )
+from labkit.training.settings import epoch_order
+from labkit.transform.applying import apply, initialise
+from labkit.transform.channels import find_channels
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform.plan import Plan
 
 
 def double(data: Dataset) -> Dataset:
@@ -181,8 +185,8 @@ def test_a_candidate_that_diverges_disturbs_no_other(
     assert well.history == together[0].history
     for name, tensor in well.model.state_dict().items():
         assert torch.equal(tensor, together[0].model.state_dict()[name])
-    assert ill.failure is not None
-    assert "diverged: the loss is not finite after epoch 1" in ill.failure
+    assert isinstance(ill.failure, DivergenceError)
+    assert "diverged: the loss is not finite after epoch 1" in str(ill.failure)
     assert ill.history == []
 
 
@@ -218,9 +222,10 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
     stacked = train_stack(model, plans, blobs, settings)
     difference = torch.tensor([t.history[-1]["accuracy"] for t in stacked]) - alone
 
-    monkeypatch.setattr(
-        "labkit.training.loop.batches", lambda *args: [rows.flip(0) for rows in batches(*args)]
-    )
+    def reversed_rows(*args: Any) -> torch.Tensor:
+        return torch.cat([rows.flip(0) for rows in epoch_order(*args).split(32)])
+
+    monkeypatch.setattr("labkit.training.loop.epoch_order", reversed_rows)
     control = accuracies() - alone
     # One validation row in a hundred is the finest step: allow one beyond the control's worst.
     assert difference.abs().max() <= control.abs().max() + 0.0101
@@ -237,11 +242,24 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
 )
 def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: str) -> None:
     model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
-    why = why_not_stackable(model, blobs)
-    assert why is not None
     with pytest.raises(NotStackable, match=reason):
         train_stack(model, [Plan((("_0", 8),))], blobs)
-    assert why_not_stackable(get_model("jsc-s"), blobs) is None
+
+
+def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
+    """A forward hook, and a hook before one: halves the last that it is given."""
+    return inputs[0] / 2 if output is None else output / 2
+
+
+@pytest.mark.parametrize("where", ["", "seq_blocks", "seq_blocks.5"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_network_with_hooks_trains_alone(blobs: Dataset, where: str, register: str) -> None:
+    model = get_model("jsc-toy")
+    handle = getattr(model.get_submodule(where), register)(halved)
+    with pytest.raises(NotStackable, match=r"(the network|'seq_blocks.*') \(.*forward hook"):
+        train_stack(model, toy_plans()[:2], blobs)
+    handle.remove()
+    train_stack(model, toy_plans()[:2], blobs, TrainSettings(max_epochs=1))
 
 
 def test_hooks_and_seeds(blobs: Dataset) -> None:
@@ -278,19 +296,79 @@ def test_patience_ends_each_training_where_it_would_end_alone(blobs: Dataset) ->
         assert len(losses) == 12 or losses[-1] >= min(losses[:-1])
 
 
+def test_networks_that_are_built_train_in_place(blobs: Dataset) -> None:
+    model, plans, seeds = get_model("jsc-toy"), toy_plans()[:3], [0, 1, 0]
+    channels = find_channels(model, blobs.x_val[:1])
+    settings = TrainSettings(max_epochs=2, batch_size=64)
+    networks = [
+        initialise(apply(model, plan, channels=channels), seed) for plan, seed in zip(plans, seeds)
+    ]
+    fitted = fit_stack(networks, channels, blobs, settings, seeds)
+    assert [trained.model for trained in fitted] == networks
+    again = train_stack(model, plans, blobs, settings, seeds, channels=channels)
+    for one, other in zip(fitted, again):
+        assert one.history == other.history
+        for name, tensor in one.model.state_dict().items():
+            assert torch.equal(tensor, other.model.state_dict()[name])
+
+
+def test_candidates_that_keep_their_weights_start_from_them(blobs: Dataset) -> None:
+    data, model = double(blobs), initialise(get_model("jsc-toy"), 5).double()
+    train(model, data, TrainSettings(max_epochs=1))
+    settings = TrainSettings(max_epochs=2, batch_size=64)
+    plans = [toy_plans()[index] for index in (0, 6)]
+    for trained, plan in zip(
+        train_stack(model, plans, data, settings, [3, 4], weights="keep"), plans
+    ):
+        alone = apply(model, plan, weights="keep")
+        train(alone, data, settings, seed=3 if plan == plans[0] else 4)
+        assert_same(trained.model, alone, tuple(f"seq_blocks.{n}.bias" for n in (2, 5, 8)))
+
+
+def test_metrics_of_an_epoch_are_told_of_those_that_trained_in_it(blobs: Dataset) -> None:
+    settings = TrainSettings(learning_rate=1e30, optimizer="sgd", lr_scheduler="constant")
+    told: list[int] = []
+    model = get_model("hls4ml-jets")
+    plans = [Plan((("seq_blocks_0", 8), ("seq_blocks_2", w), ("seq_blocks_4", 8))) for w in (8, 9)]
+    trained = train_stack(
+        model, plans, blobs, settings, on_epoch=lambda all_: told.append(len(all_))
+    )
+    assert all(isinstance(one.failure, DivergenceError) for one in trained)
+    assert not told
+
+
+@pytest.mark.parametrize("rows", [257, 258])
+def test_a_last_batch_of_one_row_is_left_out_of_a_stack(blobs: Dataset, rows: int) -> None:
+    data = double(replace(blobs, x_train=blobs.x_train[:rows], y_train=blobs.y_train[:rows]))
+    settings, steps = TrainSettings(max_epochs=1, batch_size=64), []
+    model, [plan] = get_model("jsc-toy").double(), toy_plans()[:1]
+    [stacked] = train_stack(model, [plan], data, settings, on_step=lambda: steps.append(None))
+    assert len(steps) == (4 if rows == 257 else 5)
+    history = train(initialise(apply(model, plan), 0), data, settings)
+    assert stacked.history == [pytest.approx(metrics, abs=1e-6) for metrics in history]
+
+
 def test_the_width_of_a_stack_is_what_half_the_free_memory_holds(
     blobs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    channels = find_channels(get_model("jsc-toy"))
+
     def width(free: int) -> int:
         monkeypatch.setattr(
             "labkit.training.stack.psutil.virtual_memory", lambda: SimpleNamespace(available=free)
         )
-        return stack_width(get_model("jsc-toy"), toy_plans(), blobs, TrainSettings(batch_size=64))
+        return stack_width(channels, toy_plans(), blobs, TrainSettings(batch_size=64))
 
     assert width(0) == 1
     assert width(2**31) == pytest.approx(2 * width(2**30), rel=0.01)
     # The activations of the widest network, at least: 16 + 3 · 64 + 2 · 64 + 5 channels.
     assert 1 < width(2**30) < 2**29 / (64 * 4 * (16 + 5 * 64))
+
+
+def built(plans: list[Plan]) -> tuple[list[nn.Module], Any]:
+    model = get_model("jsc-toy")
+    channels = find_channels(model)
+    return [apply(model, plan, channels=channels) for plan in plans], channels
 
 
 def test_a_step_is_timed_in_a_stack_and_one_by_one(
@@ -304,59 +382,54 @@ def test_a_step_is_timed_in_a_stack_and_one_by_one(
 
         return run
 
-    monkeypatch.setattr("labkit.training.stack.train_stack", steps_of(0.1))
+    monkeypatch.setattr("labkit.training.stack.fit_stack", steps_of(0.1))
     monkeypatch.setattr("labkit.training.stack.train", steps_of(0.05))
-    timed = step_seconds(get_model("jsc-toy"), toy_plans(), blobs, TrainSettings())
+    timed = step_seconds(*built(toy_plans()), blobs, TrainSettings())
     assert timed == pytest.approx((0.1, 16 * 0.05), rel=0.5)
 
 
-def test_a_timed_step_trains_the_candidates_themselves(blobs: Dataset) -> None:
-    model, plans = get_model("jsc-toy"), toy_plans()
-    wide = [plan for plan in plans if plan.widths[0][1] == 64]
-    together, alone = step_seconds(model, wide, blobs, TrainSettings(batch_size=32))
+@pytest.mark.parametrize("learning_rate", [1e-3, 1e30])
+def test_timing_leaves_the_networks_as_they_were(blobs: Dataset, learning_rate: float) -> None:
+    """Also where the few steps diverge, which takes as long."""
+    networks, channels = built([plan for plan in toy_plans() if plan.widths[0][1] == 64])
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    settings = TrainSettings(batch_size=32, learning_rate=learning_rate, optimizer="sgd")
+    together, alone = step_seconds(networks, channels, blobs, settings)
     assert together > 0
     assert alone > 0
+    for network, state in zip(networks, before):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, state[name])
     # One batch alone leaves no step to time; then the stack is preferred.
-    assert step_seconds(model, wide, blobs, TrainSettings(batch_size=10_000)) == (0, 0)
+    assert step_seconds(networks, channels, blobs, TrainSettings(batch_size=10_000)) == (0, 0)
 
 
-@pytest.fixture
-def _two_threads() -> Iterator[None]:
+def test_only_stacks_that_compute_the_same_in_any_threads_choose_them(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    used: set[int] = set()
+    images = replace(
+        blobs, x_train=blobs.x_train.view(-1, 1, 4, 4), x_val=blobs.x_val.view(-1, 1, 4, 4)
+    )
+    settings = TrainSettings(max_epochs=1, batch_size=32)
+    pixels = [Plan((("a", width), ("b", 3))) for width in (2, 3)]
+    for model, plans, data, numbers in (
+        (get_model("jsc-toy"), toy_plans()[:2], blobs, {1, 2}),
+        (get_model("jsc-toy"), toy_plans()[:1], blobs, {2}),
+        (Convolutional(), pixels, images, {2}),
+    ):
+        used.clear()
+        train_stack(model, plans, data, settings, on_step=lambda: used.add(torch.get_num_threads()))
+        assert used == numbers
+        assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize(("together", "settled"), [(0.5, 2), (2.0, 1)])
-def test_threads_settle_on_what_is_faster(
-    monkeypatch: pytest.MonkeyPatch, together: float, settled: int
-) -> None:
-    now, used = 0.0, []
-    monkeypatch.setattr("labkit.training.stack.time", SimpleNamespace(perf_counter=lambda: now))
-    threads = _faster_threads(torch.zeros(8, 16), 2)
-    for step in range(1000):
-        next(threads)
-        used.append(torch.get_num_threads())
-        now += together if used[-1] == 2 else 1.0
-        now += 10 * (step % 5 == 2)  # the end of an epoch
-    other = _faster_threads(torch.zeros(8, 16), 2)
-    next(other)
-    assert torch.get_num_threads() == used[-1]  # one stack at a time chooses
-    other.close()
-    threads.close()
-    assert used == 2 * ([2] * 4 + [1] * 4 + [settled] * 492)
-    assert torch.get_num_threads() == 2
-    for x, n_candidates in ((torch.zeros(8, 16), 1), (torch.zeros(8, 1, 4, 4), 2)):
-        alone = _faster_threads(x, n_candidates)
-        for _ in range(10):
-            next(alone)
-            assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("_two_threads")
 def test_threads_are_given_back_where_training_is_stopped(blobs: Dataset) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     used: list[int] = []
 
     def on_step() -> None:
@@ -370,3 +443,4 @@ def test_threads_are_given_back_where_training_is_stopped(blobs: Dataset) -> Non
             train_stack(get_model("jsc-toy"), toy_plans(), blobs, on_step=on_step)
         assert used[-1] == 1
         assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

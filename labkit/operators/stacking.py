@@ -1,0 +1,92 @@
+"""The stack itself: each node of the candidates' graph, as its operator stacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from labkit.operators.base import operator_of
+from labkit.operators.building import NotStackable, StackBuilder, Stacked
+from labkit.operators.nodes import describe, is_shape
+
+
+class Stack(StackBuilder):
+    """Candidates as one network.
+
+    Args:
+        traced: The network that they were made of, traced with shapes: `Channels.traced`.
+        candidates: Networks that differ only in widths, with the weights to start from.
+
+    Attributes:
+        size: The number of candidates.
+        network: Maps what `spread` returns to logits `[candidates, classes, rows]`.
+        real: Name of a parameter or buffer → bool `[candidates, *channel axes]`; false is padding.
+
+    Raises:
+        NotStackable: The network mixes channels, or does what the stack does not know.
+    """
+
+    def __init__(self, traced: GraphModule, candidates: Sequence[nn.Module]):
+        super().__init__(candidates)
+        _check_modules(candidates[0])
+        for node in traced.graph.nodes:
+            self._visit(node)
+        self.network = GraphModule(self.root, self.graph)
+
+    def _visit(self, node: Node) -> None:
+        shape = node.meta["shape"]
+        if node.op == "placeholder" and is_shape(shape):
+            real = torch.ones(self.size, shape[1], dtype=torch.bool)
+            self.tensors[node] = Stacked(self.graph.placeholder(node.name), real, len(shape) > 2)
+        elif node.op == "output":
+            if not isinstance(node.args[0], Node) or node.args[0] not in self.tensors:
+                raise NotStackable("its output is not one tensor of logits")
+            self.graph.output(self.tensors[node.args[0]].node)
+        elif shape is not None:  # otherwise only a reshape can use it, and that does without
+            operator = operator_of(node)
+            stacked = None if operator is None else operator.stacked(self, node)
+            if stacked is None:
+                raise NotStackable(f"{describe(node)} mixes channels, or labkit does not know it")
+            self.tensors[node] = stacked
+
+    def spread(self, x: torch.Tensor, order_of: torch.Tensor) -> torch.Tensor:
+        """Returns the input of the network.
+
+        Args:
+            x: `[orders, rows, channels, …]`: the batch of each order of the rows.
+            order_of: `[candidates]`, the order that each candidate sees.
+        """
+        x = x.expand(self.size, *x.shape[1:]) if len(x) == 1 else x[order_of]
+        if x.ndim == 3:
+            return x.transpose(1, 2).contiguous()
+        return x.transpose(0, 1).flatten(1, 2).contiguous()
+
+    @torch.no_grad()
+    def unload(self, index: int) -> None:
+        """Copies a candidate's weights from the stack back to the candidate."""
+        stacked = self.network.state_dict()
+        for name, tensor in self.candidates[index].state_dict().items():
+            if name in self.real:
+                real = self.real[name]
+                padded = stacked[name].reshape(*real.shape, *tensor.shape[real.ndim - 1 :])
+                tensor.copy_(padded[index][real[index]].reshape(tensor.shape))
+            elif name in stacked:  # a count of batches
+                tensor.copy_(stacked[name])
+
+
+def _check_modules(network: nn.Module) -> None:
+    """Refuses hooks, and parameters that are not one layer's alone."""
+    owned: set[int] = set()
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            where = f"'{name}'" if name else "the network"
+            raise NotStackable(f"{where} ({type(module).__name__}) has a forward hook")
+        if hasattr(module, "parametrizations"):
+            raise NotStackable(f"'{name}' has a parametrized weight")
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in owned:
+                raise NotStackable(f"'{name}' shares its weight with another layer")
+            owned.add(id(parameter))

@@ -1,0 +1,130 @@
+"""What a panel of a study shows while the study grows."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABCMeta, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as ipw
+import plotly.graph_objects as go
+
+from labkit.show.controls import labelled, message, update
+from labkit.show.fronts import pareto_front
+from labkit.show.style import TEMPLATE
+from labkit.show.tables import compare, html_table
+from labkit.study.results import Results
+from labkit.transform import Channels
+
+POLL_SECONDS = 1.0
+LINES = 5  # of the message
+
+
+class _PanelType(ABCMeta, type(ipw.VBox)):  # type: ignore[misc]
+    """A widget's type, with abstract methods."""
+
+
+class LivePanel(ipw.VBox, metaclass=_PanelType):
+    """A front that grows, the table of best trials, and the report of a point that is clicked.
+
+    Args:
+        controls: What is above them.
+        channels: Of the network that is searched.
+        cost_options: As `labkit.cost_of` takes them, for the layer reports.
+
+    Attributes:
+        selected: The trial whose point was clicked last, or `None`.
+    """
+
+    def __init__(
+        self, controls: Sequence[ipw.Widget], channels: Channels, cost_options: dict[str, Any]
+    ):
+        self.selected: int | None = None
+        self._channels, self._cost_options = channels, cost_options
+        self._n_drawn = -1
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._lines: deque[object] = deque(maxlen=LINES)
+        self.message, self.table, self.report = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.progress = labelled(ipw.IntProgress, "Trials")
+        self.progress_text = ipw.Label()
+        self.figure = go.FigureWidget(layout={"template": TEMPLATE, "height": 450})
+        for _ in range(3):  # as many as a front has
+            self.figure.add_scatter().data[-1].on_click(self._on_click)
+        status = ipw.HBox([self.progress, self.progress_text])
+        super().__init__([*controls, status, self.message, self.figure, self.table, self.report])
+
+    @property
+    @abstractmethod
+    def results(self) -> Results:
+        """The results so far."""
+
+    @abstractmethod
+    def _n_finished(self) -> int:
+        """Returns how many trials there are, at little cost."""
+
+    @abstractmethod
+    def _is_running(self) -> bool:
+        """Returns whether there may be more trials later."""
+
+    def select(self, number: int) -> None:
+        """Shows the layer report of a trial's network, as a click on its point does."""
+        comparison = compare(self._channels, self.results.plan(number), **self._cost_options)
+        self.selected = number
+        self.report.value = f"<h4>Trial {number}</h4>" + html_table(comparison)
+
+    def wait(self) -> None:
+        """Blocks until nothing runs in the background; the buttons do not answer meanwhile."""
+        for thread in self._threads:
+            thread.join()
+
+    def close(self) -> None:
+        """Removes the panel and ends its threads."""
+        self._closing.set()
+        self.wait()
+        super().close()
+
+    def _on_click(self, trace: go.Scatter, points: Any, _: object) -> None:
+        if points.point_inds and trace.customdata is not None:
+            self.select(int(trace.customdata[points.point_inds[0]][0]))
+
+    def _start(self, *targets: Callable[[], None]) -> None:
+        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def _watch(self) -> None:
+        """Follows the study until the panel closes or there can be no more trials."""
+        running = True
+        while running and not self._closing.is_set():
+            running = self._is_running()
+            try:
+                self._refresh(running)
+            except Exception as error:  # such as a locked file: say it, and look again
+                self._say(error)
+            if running:
+                self._pause()
+
+    def _pause(self) -> None:
+        self._closing.wait(POLL_SECONDS)
+
+    def _refresh(self, running: bool) -> None:
+        n_finished = self._n_finished()
+        if n_finished != self._n_drawn:
+            results = self.results
+            update(self.figure, pareto_front(results))
+            self.table.value = "<h4>Best trials</h4>" + html_table(results.front_table())
+            self._n_drawn = n_finished
+        self._show_progress(n_finished, running)
+
+    def _show_progress(self, n_done: int, running: bool) -> None:
+        self.progress.max = self.progress.value = n_done
+        self.progress_text.value = f"{n_done} trials"
+
+    def _say(self, what: object) -> None:
+        """Adds a line to the message, unless it is there."""
+        if str(what) not in map(str, self._lines):
+            self._lines.append(what)
+        self.message.value = message(self._lines)

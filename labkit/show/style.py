@@ -1,0 +1,108 @@
+"""What all figures share: colours, names as text, titles, axes, and files."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from labkit.errors import LabkitError
+from labkit.study.results import Results
+
+# Okabe and Ito's colours, which colour-blind people can tell apart (jfly.uni-koeln.de/color).
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+GREY = "#999999"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+SYMBOLS = 25  # of plotly's, those that are filled
+TEMPLATE = "labkit"
+pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout={"colorway": COLOURS})
+
+AXIS_TITLES = {
+    "accuracy": "validation accuracy",
+    "accuracy_macro": "validation accuracy, mean over classes",
+    "loss": "validation loss",
+    "total_flops": "FLOPs (MAC = 1)",
+    "total_bitops": "bitops",
+    "parameters": "parameters",
+    "latency": "latency (ms)",
+}
+
+
+def text(name: object) -> str:
+    """Returns a name as plotly shows it letter by letter: it is no markup, template or TeX."""
+    return html.escape(str(name), quote=False).replace("%", "&#37;").replace("$", "&#36;")
+
+
+def metric_text(metric: str) -> str:
+    """Returns what an axis or a legend calls a metric."""
+    return AXIS_TITLES.get(metric, text(metric))
+
+
+def conditions(results: Results) -> str:
+    """Returns under which conditions a search measured, which every figure must say."""
+    about = results.about
+    return f"seed {about.get('seed')}; FLOPs counted by the convention '{about.get('convention')}'"
+
+
+def title(results: Results, what: str = "", *notes: str) -> dict[str, Any]:
+    """Returns a title that names network and data, above the counts, the conditions and notes."""
+    about = results.about
+    said = [results.counts(), conditions(results), *notes]
+    return {
+        "text": what + text(f"{about.get('model')} on {about.get('dataset')}"),
+        "subtitle": {"text": text("; ".join(said))},
+    }
+
+
+def look(i: int, dash: str = "solid") -> dict[str, Any]:
+    """Returns how the i-th of several lines looks: colour alone must not tell them apart."""
+    colour = COLOURS[i % len(COLOURS)]
+    return {
+        "mode": "lines+markers",
+        "line": {"color": colour, "dash": dash},
+        "marker": {"symbol": i % SYMBOLS},
+    }
+
+
+def finite(value: object) -> bool:
+    """Returns whether a value may be in a figure."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def cost_axis(metric: str, values: Iterable[float]) -> dict[str, Any]:
+    """Returns a horizontal axis: logarithmic, unless some of its values have no logarithm."""
+    log = all(value > 0 for value in values)
+    return {
+        "title": metric_text(metric),
+        "tickformat": ",",
+        "type": "log" if log else "linear",
+        "dtick": "D2" if log else None,
+    }
+
+
+def say_if_empty(figure: go.Figure, why: str) -> go.Figure:
+    """Returns the figure; where it has nothing to draw, it says why in the middle."""
+    if not figure.data:
+        figure.add_annotation(text=text(why), showarrow=False, font={"size": 16})
+        figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    return figure
+
+
+def save_image(figure: go.Figure, path: str | Path) -> None:
+    """Writes a figure as PNG, SVG or PDF, by the name's ending; needs Chromium, and no network.
+
+    Raises:
+        LabkitError: The ending is another, or there is no Chromium or Chrome.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".png", ".svg", ".pdf"):
+        raise LabkitError(f"path: expected a name ending in .png, .svg or .pdf, got {str(path)!r}")
+    try:
+        figure.write_image(path, scale=2)
+    except RuntimeError as error:
+        raise LabkitError(f"path: images are drawn by Chromium: {error}") from error

@@ -1,0 +1,249 @@
+"""Executors: where candidates train. In this process, or over any `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from labkit.data import Dataset
+from labkit.errors import DivergenceError, LabkitError
+from labkit.operators import NotStackable
+from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
+from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
+from labkit.transform import Channels, Weights, apply, find_channels, initialise
+
+log = logging.getLogger(__name__)
+
+OnEpoch = Callable[[Sequence[Metrics]], None]
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Task:
+    """What all candidates of a search have in common. It can be pickled where the network can.
+
+    Attributes:
+        model: The network before the transform.
+        data: What to train and validate on.
+        settings: How to train.
+        weights: What candidates start from, as `labkit.apply` takes it.
+        channels: The network's channel groups; each process finds them once.
+    """
+
+    model: nn.Module
+    data: Dataset
+    settings: TrainSettings
+    weights: Weights = "fresh"
+    channels: Channels = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.channels is None:
+            self.channels = find_channels(self.model, self.data.x_val[:1].cpu())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A traced graph does not survive pickling.
+        return Task, (self.model, self.data, self.settings, self.weights)
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """Returns the network of a candidate, on the device of the data, ready to train."""
+        network = apply(self.model, candidate.plan, channels=self.channels, weights=self.weights)
+        if self.weights == "fresh":
+            initialise(network, candidate.seed)
+        return network.to(self.data.x_train.device)
+
+
+class Executor(ABC):
+    """Trains candidates. What becomes of one does not depend on the executor."""
+
+    @property
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free."""
+        return False
+
+    @abstractmethod
+    def run(
+        self,
+        task: Task,
+        candidates: Sequence[Candidate],
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Outcome]:
+        """Yields an outcome for each candidate, as they come.
+
+        Args:
+            task: What they have in common.
+            candidates: All different.
+            on_epoch: Told, after an epoch, the metrics of the networks that train together.
+            on_step: Called often; what it raises ends the run, and what is unfinished is dropped.
+        """
+
+
+class LocalExecutor(Executor):
+    """Trains in this process: together, as one padded network, where that works and is faster."""
+
+    def __init__(self) -> None:
+        self._stackable: bool | None = None  # whether it works and is faster, once that is known
+
+    @property
+    def stacks(self) -> bool:
+        """Whether one candidate more in a round is nearly free; yes, until it is known better."""
+        return self._stackable is not False
+
+    def run(
+        self,
+        task: Task,
+        candidates: Sequence[Candidate],
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Outcome]:
+        """Yields an outcome for each candidate; see `Executor`."""
+        built: list[tuple[Candidate, nn.Module]] = []
+        for candidate in candidates:
+            try:
+                built.append((candidate, task.build(candidate)))
+            except (LabkitError, RuntimeError, MemoryError) as error:
+                yield _failed(candidate, error)
+        # A single one is as fast by the plain loop.
+        plans = [candidate.plan for candidate, _ in built]
+        width = 1
+        if len(built) > 1 and self._stackable is not False:
+            width = stack_width(task.channels, plans, task.data, task.settings)
+        for start in range(0, len(built), width):
+            part = built[start : start + width]
+            if len(part) > 1 and self._is_faster(task, [network for _, network in part]):
+                yield from self._together(task, part, on_epoch, on_step)
+            else:
+                for candidate, network in part:
+                    yield _train_alone(task, candidate, network, on_epoch, on_step)
+
+    @staticmethod
+    def _together(
+        task: Task,
+        part: Sequence[tuple[Candidate, nn.Module]],
+        on_epoch: OnEpoch | None,
+        on_step: Callable[[], None] | None,
+    ) -> Iterator[Outcome]:
+        candidates, networks = zip(*part)
+        seeds = [candidate.seed for candidate in candidates]
+        try:
+            trained = fit_stack(
+                networks, task.channels, task.data, task.settings, seeds,
+                on_epoch=on_epoch, on_step=on_step,
+            )  # fmt: skip
+        except RuntimeError as error:  # of one network, or out of memory: alone, each says so
+            log.warning("%d networks train one by one: %s", len(networks), error)
+            for candidate in candidates:
+                yield _train_alone(task, candidate, task.build(candidate), on_epoch, on_step)
+            return
+        for candidate, one in zip(candidates, trained):
+            if one.failure is not None:
+                yield _failed(candidate, one.failure)
+            else:
+                yield Outcome(candidate, one.history, one.model.state_dict(), network=one.model)
+
+    def _is_faster(self, task: Task, networks: Sequence[nn.Module]) -> bool:
+        """Returns whether networks train faster in a stack, by a few steps of the first ones."""
+        if self._stackable is None:
+            try:
+                together, alone = step_seconds(networks, task.channels, task.data, task.settings)
+                self._stackable = together <= alone
+                if not self._stackable:
+                    log.warning(
+                        "networks train one by one: a step of %d takes %.3g s so, and %.3g s in "
+                        "a stack", len(networks), alone, together,
+                    )  # fmt: skip
+            except NotStackable as reason:
+                self._stackable = False
+                log.warning("networks train one by one: %s", reason)
+        return self._stackable is not False
+
+
+class PoolExecutor(Executor):
+    """Trains over any `concurrent.futures.Executor`: threads, processes, or a cluster's.
+
+    Each worker gets a share of a round, which it trains as `LocalExecutor` does.
+
+    Args:
+        pool: The executor; it stays open.
+        workers: Shares to make of a round; by default as many as the pool says it has workers, and
+            one a candidate where it does not say.
+    """
+
+    def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
+        self.pool = pool
+        self.workers: int | None = workers or getattr(pool, "_max_workers", None)
+
+    def run(
+        self,
+        task: Task,
+        candidates: Sequence[Candidate],
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Outcome]:
+        """Yields an outcome for each candidate, a share at a time; see `Executor`."""
+        n = self.workers or len(candidates)
+        shares = [candidates[i::n] for i in range(n)]
+        futures = {self.pool.submit(_train_share, task, share): share for share in shares if share}
+        waiting = set(futures)
+        try:
+            while waiting:
+                if on_step is not None:
+                    on_step()
+                done, waiting = concurrent.futures.wait(
+                    waiting, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    yield from _outcomes(future, futures[future])
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _outcomes(
+    future: concurrent.futures.Future[list[Outcome]], share: Sequence[Candidate]
+) -> list[Outcome]:
+    try:
+        return future.result()
+    except Exception as error:  # the pool's own kinds, for a worker that was lost
+        failure = Failure.of(FailureKind.WORKER, error)
+        return [Outcome(candidate, failure=failure) for candidate in share]
+
+
+def _train_share(task: Task, candidates: Sequence[Candidate]) -> list[Outcome]:
+    return list(LocalExecutor().run(task, candidates))
+
+
+def _train_alone(
+    task: Task,
+    candidate: Candidate,
+    network: nn.Module,
+    on_epoch: OnEpoch | None,
+    on_step: Callable[[], None] | None,
+) -> Outcome:
+    try:
+        history = train(
+            network,
+            task.data,
+            task.settings,
+            seed=candidate.seed,
+            on_epoch=None if on_epoch is None else lambda metrics: on_epoch([metrics]),
+            on_step=on_step,
+        )
+    except Exception as error:  # one bad candidate must not end a search
+        return _failed(candidate, error)
+    return Outcome(candidate, history, network.state_dict(), network=network)
+
+
+def _failed(candidate: Candidate, error: BaseException) -> Outcome:
+    diverged = isinstance(error, DivergenceError)
+    kind = FailureKind.DIVERGED if diverged else FailureKind.TRAINING
+    return Outcome(candidate, failure=Failure.of(kind, error))

@@ -1,0 +1,176 @@
+"""An experiment: the network, data and space of a search, and how a candidate is measured."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from labkit import names
+from labkit.data import Dataset, load_data
+from labkit.errors import LabkitError
+from labkit.operators import register_operator
+from labkit.study import fingerprint
+from labkit.study.checkpoint import load_weights
+from labkit.study.config import SearchConfig, to_tables
+from labkit.study.executor import Task
+from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
+from labkit.study.runners import CandidateNetwork, measure
+from labkit.study.space import get_space
+from labkit.study.store import Description
+from labkit.training import check_fit
+from labkit.transform import Plan, find_channels, get_model
+
+# What may change between two runs that continue the same study.
+BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
+
+
+class Experiment:
+    """What a configuration names, found and checked; nothing is trained yet.
+
+    Args:
+        config: The configuration.
+        model: A network, in place of the one that the configuration names.
+        data: A data set, in place of the one that the configuration names.
+
+    Attributes:
+        config: As given.
+        model: The network before the transform.
+        data: The data set, on the device that trains.
+        space: The search space.
+        training: How candidates are trained; `None` where the search does not train.
+
+    Raises:
+        LabkitError: Something does not exist, or the network does not fit the data.
+    """
+
+    def __init__(
+        self, config: SearchConfig, model: nn.Module | None = None, data: Dataset | None = None
+    ):
+        self.config, self.training = config, config.training
+        for name in config.operators:
+            register_operator(names.imported("operators", name))
+        self.model = get_model(model if model is not None else config.model)
+        if data is None:
+            data = load_data(config.dataset, label=config.label)
+        check_fit(self.model.cpu(), data)
+        if self.training is not None and self.training.weights == "keep":
+            if config.load_name is None:
+                raise LabkitError("load_name: weights = 'keep' needs the path of a checkpoint")
+            self.model = copy.deepcopy(self.model)  # the user's own keeps the weights it has
+            load_weights(self.model, config.load_name)
+        self.data = data.to(_device(config.accelerator))
+        table = config.search.search_space
+        channels = find_channels(self.model, data.x_val[:1])
+        self.space = get_space(table.name)(channels, table.setup, table.seed)
+        self.space.check_searchable()
+
+    @property
+    def seeds(self) -> range:
+        """The seeds that each network is trained with."""
+        replicates = self.training.replicates if self.training else 1
+        return range(self.config.seed, self.config.seed + replicates)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What an executor needs to know beside the candidates."""
+        assert self.training is not None
+        training = self.training
+        return Task(self.model, self.data, training, training.weights, self.space.channels)
+
+    def description(self) -> Description:
+        """Returns what its study says of itself."""
+        strategy = self.config.search.strategy
+        objectives = {name: metric.direction for name, metric in strategy.metrics.items()}
+        directions = objectives
+        if strategy.setup.sum_scaled_metrics and strategy.setup.direction is not None:
+            directions = {"sum of scaled metrics": strategy.setup.direction}
+        about = {
+            "model": self.config.model,
+            "dataset": self.data.name,
+            "seed": self.config.seed,
+            "convention": self.config.computations.convention,
+            "input_shape": list(self.data.x_val.shape[1:]),
+            "original": {group.name: group.width for group in self.space.channels.free},
+        }
+        return Description(self._identity(), objectives, directions, about)
+
+    def _identity(self) -> fingerprint.Identity:
+        settings = _flatten(to_tables(self.config))
+        for option in BUDGET:
+            settings.pop(f"search.strategy.setup.{option}", None)
+        keeps = self.training is not None and self.training.weights == "keep"
+        definitions: dict[str, object] = {
+            name: runner.run for name, (runner, _) in self.config.all_runners.items()
+        }
+        definitions[self.config.search.search_space.name] = type(self.space)
+        return fingerprint.Identity(
+            settings,
+            fingerprint.network_identity(self.space.channels, with_weights=keeps),
+            self.data.fingerprint(),
+            {name: fingerprint.definition(one) for name, one in definitions.items()},
+        )
+
+    def measure(self, plan: Plan, outcomes: Sequence[Outcome], number: int) -> Record:
+        """Runs all runners on a network.
+
+        Args:
+            plan: Its widths.
+            outcomes: Of its trainings, one a seed; empty where the search does not train.
+            number: Of the trial in which it was trained.
+
+        Returns:
+            All that is to be recorded but the configuration that proposed it.
+        """
+        record = Record(widths=plan.to_dict(), trained_in=number)
+        failure = next((one.failure for one in outcomes if one.failure is not None), None)
+        if failure is not None:
+            return record.model_copy(update={"failure": failure})
+        network = CandidateNetwork(
+            plan, self.space.channels, self.model, self.data, outcomes,
+            self.config.batch_size, self.config.load_name,
+        )  # fmt: skip
+        objectives = self.config.search.strategy.metrics
+        try:
+            software = measure(network, self.config.runners("sw_runner"))
+            hardware = measure(network, self.config.runners("hw_runner"))
+            measured = software | hardware
+            if missing := [name for name in objectives if name not in measured]:
+                raise LabkitError(f"{missing[0]}: no runner returned this metric")
+        except LabkitError as error:
+            failure = Failure.of(FailureKind.RUNNER, error)
+            return record.model_copy(update={"failure": failure})
+        return record.model_copy(
+            update={
+                "source": Source.TRAINED,
+                "software_metrics": software,
+                "hardware_metrics": hardware,
+                "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
+                "history": outcomes[0].history if outcomes else [],
+                "replicates": [outcome.history[-1] for outcome in outcomes],
+            }
+        )
+
+
+def _device(accelerator: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if accelerator == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if accelerator in ("cuda", "gpu"):
+        if not available:
+            raise LabkitError(f"accelerator: {accelerator!r} needs a CUDA device; there is none")
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

@@ -1,0 +1,129 @@
+"""The trained networks of a front: kept while they are on it, and opened again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from labkit.errors import LabkitError
+from labkit.study.checkpoint import load_weights
+from labkit.study.config import load_config
+from labkit.study.files import write
+from labkit.study.record import Record
+from labkit.transform import Channels, Plan, apply, get_model
+
+
+class FrontNetworks:
+    """The networks of a search's front, in its folder or in memory.
+
+    In the folder, a network is `best/trial_N.safetensors`, and its plan `best/trial_N.json`.
+
+    Args:
+        folder: The results folder, or `None`.
+        model: The network before the transform.
+        channels: Its channel groups.
+        input_shape: Of one row of the data.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        model: nn.Module,
+        channels: Channels,
+        input_shape: Sequence[int],
+    ):
+        self._folder, self._model, self._channels = folder, model, channels
+        self._input_shape = list(input_shape)
+        self._in_memory: dict[int, tuple[Plan, Mapping[str, torch.Tensor]]] = {}
+
+    def keep(self, number: int, record: Record, weights: Mapping[str, torch.Tensor]) -> None:
+        """Keeps the network of a trial."""
+        if self._folder is None:
+            self._in_memory[number] = record.plan, weights
+            return
+        best = self._folder / "best"
+        best.mkdir(exist_ok=True)
+        description = {
+            "number": number,
+            "plan": record.widths,
+            "input_shape": self._input_shape,
+            "software_metrics": record.software_metrics,
+            "hardware_metrics": record.hardware_metrics,
+        }
+        write(best / f"trial_{number}.json", json.dumps(description, indent=2) + "\n")
+        # The weights come last: they are what says that a network is there.
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        write(best / f"trial_{number}.safetensors", safetensors.torch.save(tensors))
+
+    def drop_others(self, front: Iterable[int]) -> None:
+        """Removes the networks of trials that are not on the front."""
+        kept = set(front)
+        for number in self._in_memory.keys() - kept:
+            del self._in_memory[number]
+        if self._folder is not None:
+            for number in saved_networks(self._folder) - kept:
+                for suffix in ("safetensors", "json"):
+                    (self._folder / "best" / f"trial_{number}.{suffix}").unlink(missing_ok=True)
+
+    def open(self, number: int) -> nn.Module:
+        """Returns the trained network of a trial, in evaluation mode.
+
+        Raises:
+            LabkitError: It is not on the front.
+        """
+        if self._folder is not None:
+            return load_best(self._folder, number, model=self._model)
+        plan, weights = self._in_memory[number]
+        network = apply(self._model, plan, channels=self._channels)
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+def saved_networks(folder: Path) -> set[int]:
+    """Returns the numbers of the trials whose networks are in `best/`."""
+    return {
+        int(path.stem.removeprefix("trial_")) for path in folder.glob("best/trial_*.safetensors")
+    }
+
+
+def load_best(
+    folder: str | Path, number: int | None = None, *, model: nn.Module | None = None
+) -> nn.Module:
+    """Returns a trained network of a search's Pareto front, in evaluation mode.
+
+    Args:
+        folder: The results folder.
+        number: Its trial; by default the network with the highest accuracy.
+        model: The network that was searched, where the search was given a module and not a name.
+
+    Raises:
+        LabkitError: The folder holds no networks, or not this one.
+
+    Example:
+        >>> network = labkit.load_best("results/jsc_toy")
+    """
+    folder = Path(folder)
+    saved = saved_networks(folder)
+    if not saved:
+        raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")
+    described = {
+        n: json.loads((folder / "best" / f"trial_{n}.json").read_text()) for n in sorted(saved)
+    }
+    if number is None:
+        number = max(described, key=lambda n: described[n]["software_metrics"].get("accuracy", 0.0))
+    if number not in described:
+        raise LabkitError(
+            f"number: trial {number} is not on the front; expected one of {sorted(saved)}"
+        )
+    if model is None:
+        model = get_model(load_config(folder / "config.toml").model)
+    chosen = described[number]
+    example = torch.zeros(1, *chosen["input_shape"])
+    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example)
+    load_weights(network, folder / "best" / f"trial_{number}.safetensors")
+    return network.eval()

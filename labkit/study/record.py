@@ -1,0 +1,157 @@
+"""What a search says of its trials: candidates, what became of them, and what is kept of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from labkit.transform.plan import Plan
+
+Metrics = dict[str, float]
+Direction = Literal["maximize", "minimize"]
+
+
+class FailureKind(StrEnum):
+    """Why a trial has no metrics."""
+
+    CONFIGURATION = "configuration"  # it resolves to no network
+    DIVERGED = "diverged"  # the loss is not finite, as it would be again
+    TRAINING = "training"  # training raised an error
+    RUNNER = "runner"  # a runner raised an error, or returned what is no metric
+    WORKER = "worker"  # what trained the network was lost
+
+
+class Failure(BaseModel):
+    """Why a trial failed: a kind for code, and a message for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: FailureKind
+    message: str
+
+    @classmethod
+    def of(cls, kind: FailureKind, error: BaseException) -> Failure:
+        """Returns an error as a failure; its type is named where it is not labkit's own."""
+        from labkit.errors import LabkitError
+
+        own = isinstance(error, LabkitError)
+        return cls(kind=kind, message=str(error) if own else f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to train: what an executor is handed. Small, hashable, picklable.
+
+    Attributes:
+        plan: Its widths.
+        seed: Of its weights and of the order of the rows.
+    """
+
+    plan: Plan
+    seed: int
+
+
+@dataclass
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: Which one.
+        history: Its metrics after each epoch, as `labkit.train` returns them.
+        weights: Its state dict, trained.
+        failure: Why its training failed, or `None`.
+        network: The trained network itself, where it was trained in this process.
+    """
+
+    candidate: Candidate
+    history: list[Metrics] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    failure: Failure | None = None
+    network: nn.Module | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"network": None}  # its weights are enough
+
+
+class Source(StrEnum):
+    """Where the metrics of a trial come from."""
+
+    TRAINED = "trained"
+    LOOKED_UP = "looked up"
+
+
+class Record(BaseModel):
+    """All that a study keeps of a trial, beside its parameters and values; written once.
+
+    Attributes:
+        pass_config: What the sampler proposed, as a pass configuration.
+        widths: Group → width: the plan; empty where the configuration resolves to none.
+        source: Whether the network was trained in this trial; `None` where the trial failed.
+        trained_in: The trial that trained it.
+        software_metrics, hardware_metrics: What the runners of each kind measured: over several
+            seeds, their means.
+        scaled_metrics: The objectives, times their scales.
+        history: Metrics after each epoch, by the first seed; only where it was trained.
+        replicates: The last epoch's metrics by each seed.
+        failure: Why there are no metrics.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pass_config: dict[str, Any] = {}
+    widths: dict[str, int] = {}
+    source: Source | None = None
+    trained_in: int | None = None
+    software_metrics: Metrics = {}
+    hardware_metrics: Metrics = {}
+    scaled_metrics: Metrics = {}
+    history: list[Metrics] = []
+    replicates: list[Metrics] = []
+    failure: Failure | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The network's widths."""
+        return Plan(tuple(self.widths.items()))
+
+    @property
+    def metrics(self) -> Metrics:
+        """What all runners measured."""
+        return self.software_metrics | self.hardware_metrics
+
+    def looked_up(self, pass_config: dict[str, Any]) -> Record:
+        """Returns the record of a later trial that proposes the same network."""
+        update: dict[str, Any] = {"pass_config": pass_config, "history": []}
+        if self.failure is None:
+            update["source"] = Source.LOOKED_UP
+        else:
+            message = f"{self.failure.message}, as in trial {self.trained_in}"
+            update["failure"] = Failure(kind=self.failure.kind, message=message)
+        return self.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial of a study.
+
+    Attributes:
+        number: Its place in the study, from 0.
+        params: Its parameters, as people read them.
+        values: Of the objectives; `None` where it failed.
+        record: Everything else.
+        started, ended: By the clock of the machine that asked.
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    values: tuple[float, ...] | None
+    record: Record
+    started: datetime
+    ended: datetime

@@ -1,0 +1,321 @@
+"""The store: the only code that knows how a study lies in an Optuna storage.
+
+A sampler proposes from a study in memory. A trial that has ended is added to the storage whole, in
+one transaction: it is either recorded, with its values, or not there at all, and a kill leaves none
+that runs or waits. The storage's parameters are in words, such as `×2`; those in memory are indices
+into the space's ordered lists, which TPE and QMC make use of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+
+from labkit.errors import LabkitError
+from labkit.runtime import quiet_optuna
+from labkit.study.fingerprint import Identity, difference
+from labkit.study.front import Front
+from labkit.study.record import Direction, FailureKind, Metrics, Record, Source, Trial
+from labkit.study.space import SearchSpaceBase
+from labkit.transform import Plan
+
+ATTRIBUTE = "labkit"  # of a study: what it is; of a trial: its record
+REPLICATES = "labkit:replicates:"  # of a study: those added to a trial later
+DATABASE = "study.db"
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Returns one of Optuna's samplers by the name that a configuration gives it."""
+    samplers = optuna.samplers
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        match name:
+            case "tpe":
+                return samplers.TPESampler(seed=seed, constant_liar=True)
+            case "nsgaii":
+                return samplers.NSGAIISampler(seed=seed)
+            case "nsgaiii":
+                return samplers.NSGAIIISampler(seed=seed)
+            case "qmc":
+                return samplers.QMCSampler(seed=seed, scramble=True)
+            case "random" | "bruteforce":  # which does without a sampler; see Search
+                return samplers.RandomSampler(seed=seed)
+    raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a study says of itself.
+
+    Attributes:
+        identity: What its results depend on; see `labkit.study.fingerprint`.
+        objectives: Metric → `"maximize"` or `"minimize"`.
+        directions: Name of each value of a trial → its direction: those of the objectives, or of
+            their sum.
+        about: What every figure must say: model, dataset, seed, convention; and `original`, the
+            widths of the network before the search, and `input_shape`.
+    """
+
+    identity: Identity
+    objectives: Mapping[str, Direction]
+    directions: Mapping[str, Direction]
+    about: Mapping[str, Any]
+
+
+def open_storage(storage: str | Path) -> optuna.storages.BaseStorage:
+    """Returns an Optuna storage, by its URL or the path of an SQLite file.
+
+    Raises:
+        LabkitError: It cannot be opened.
+    """
+    url = f"sqlite:///{storage}" if isinstance(storage, Path) else storage
+    try:
+        with quiet_optuna():
+            return optuna.storages.get_storage(url)
+    except Exception as error:  # SQLAlchemy's own kinds, by the driver
+        raise LabkitError(f"storage: cannot open {str(storage)!r}: {error}") from error
+
+
+def open_study(folder: str | Path) -> optuna.Study:
+    """Returns the study of a results folder, also while a search writes it.
+
+    Raises:
+        LabkitError: The folder holds no study.
+    """
+    database = Path(folder) / DATABASE
+    if not database.is_file():
+        raise LabkitError(f"folder: {str(folder)!r} holds no study.db; `labkit search` makes one")
+    storage = open_storage(database)
+    names = [study.study_name for study in storage.get_all_studies()]
+    if len(names) != 1:
+        raise LabkitError(f"folder: expected one study in {str(database)!r}, got {len(names)}")
+    return optuna.load_study(study_name=names[0], storage=storage)
+
+
+def describe(study: optuna.Study) -> Description:
+    """Returns what a study says of itself.
+
+    Raises:
+        LabkitError: labkit did not make it.
+    """
+    known = study.user_attrs.get(ATTRIBUTE)
+    if known is None:
+        raise LabkitError(f"storage: the study {study.study_name!r} is not one of labkit's")
+    return Description(**(known | {"identity": Identity(**known["identity"])}))
+
+
+def read_trials(study: optuna.Study) -> list[Trial]:
+    """Returns the trials of a study that labkit made."""
+    return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+
+
+def read_replicates(study: optuna.Study) -> dict[int, list[Metrics]]:
+    """Returns trial → all replicates of its network, where some were added later."""
+    return {
+        int(key.removeprefix(REPLICATES)): replicates
+        for key, replicates in study.user_attrs.items()
+        if key.startswith(REPLICATES)
+    }
+
+
+def _trial(frozen: FrozenTrial) -> Trial:
+    try:
+        record = Record.model_validate(frozen.user_attrs[ATTRIBUTE])
+    except (KeyError, ValidationError) as error:
+        raise LabkitError(
+            f"storage: trial {frozen.number} has no record that labkit wrote: {error}"
+        ) from error
+    assert frozen.datetime_start is not None
+    assert frozen.datetime_complete is not None
+    values = None if frozen.values is None else tuple(frozen.values)
+    return Trial(
+        frozen.number,
+        frozen.params,
+        values,
+        record,
+        frozen.datetime_start,
+        frozen.datetime_complete,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A proposal: an index for each choice of the space.
+
+    Attributes:
+        indices: Key → index of its option.
+        started: When it was asked for.
+        trial: Of the study in memory; `None` where no sampler proposed it.
+    """
+
+    indices: dict[str, int]
+    started: datetime
+    trial: optuna.Trial | None = None
+
+
+class Store:
+    """A study that a search continues.
+
+    Args:
+        storage: An Optuna storage URL, the path of an SQLite file, or `None` for memory.
+        name: Of the study. A file holds one study only.
+        description: What the study is; one that exists must be the same.
+        space: Which parameters a trial has.
+        sampler, seed: What proposes. One that continues is seeded anew, so that it does not draw
+            again what it drew first.
+
+    Attributes:
+        study: The Optuna study in the storage.
+        description: As given.
+        trials: All its trials, by number.
+        tried: The plans of all trials.
+        known: Plan → the trial that trained it, or in which its training diverged.
+        added_replicates: Trial → all replicates of its network, where some were added later.
+        front: The trials that no other dominates, each network once.
+
+    Raises:
+        LabkitError: The storage cannot be opened, or holds another search.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | None,
+        name: str,
+        description: Description,
+        space: SearchSpaceBase,
+        *,
+        sampler: str,
+        seed: int,
+    ):
+        self.description, self.space = description, space
+        self.study = _open_or_create(storage, name, description)
+        self.trials: list[Trial] = []
+        self.tried: set[Plan] = set()
+        self.known: dict[Plan, Trial] = {}
+        self.added_replicates = read_replicates(self.study)
+        self._front: Front[Trial] = Front(description.directions.values())
+        earlier = read_trials(self.study)
+        for trial in earlier:
+            self._add(trial)
+        with quiet_optuna():
+            self._memory = optuna.create_study(
+                directions=list(description.directions.values()),
+                sampler=make_sampler(sampler, (seed + len(earlier)) % 2**32),
+            )
+            self._memory.add_trials([self._in_memory(trial) for trial in earlier])
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials that no other dominates, each network once, by its first trial."""
+        return self._front.members
+
+    def ask(self) -> Asked:
+        """Returns a proposal of the sampler."""
+        started = datetime.now()
+        trial = self._memory.ask(self.space.distributions)
+        return Asked(trial.params, started, trial)
+
+    def tell(self, asked: Asked, record: Record, values: Sequence[float] | None) -> Trial:
+        """Records a trial whole: in the storage, for the sampler, and for look-ups.
+
+        Args:
+            asked: The proposal.
+            record: All that is to be kept of it.
+            values: Of the objectives; `None` where it failed.
+        """
+        trial = Trial(
+            number=len(self.trials),
+            params=self.space.labels(asked.indices),
+            values=None if values is None else tuple(map(float, values)),
+            record=record,
+            started=asked.started,
+            ended=datetime.now(),
+        )
+        self.study.add_trial(
+            _frozen(trial, trial.params, self.space.label_distributions, keep_record=True)
+        )
+        if asked.trial is not None:
+            state = TrialState.FAIL if values is None else TrialState.COMPLETE
+            self._memory.tell(asked.trial, values, state)
+        self._add(trial)
+        return trial
+
+    def is_on_front(self, values: Sequence[float]) -> bool:
+        """Returns whether no trial dominates these values."""
+        return self._front.admits(values)
+
+    def add_replicate(self, number: int, metrics: Metrics) -> None:
+        """Records one more training of a trial's network, by the next seed."""
+        self.added_replicates[number] = [*self.replicates_of(number), metrics]
+        self.study.set_user_attr(f"{REPLICATES}{number}", self.added_replicates[number])
+
+    def replicates_of(self, number: int) -> list[Metrics]:
+        """Returns what each training of a trial's network measured, by seed."""
+        return self.added_replicates.get(number, self.trials[number].record.replicates)
+
+    def _add(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.tried.add(trial.record.plan)
+        failure = trial.record.failure
+        diverged = failure is not None and failure.kind == FailureKind.DIVERGED
+        if diverged or trial.record.source == Source.TRAINED:
+            self.known.setdefault(trial.record.plan, trial)
+        if trial.values is not None and trial.record.source == Source.TRAINED:
+            self._front.add(trial, trial.values)
+
+    def _in_memory(self, trial: Trial) -> FrozenTrial:
+        indices = self.space.indices(trial.params)
+        return _frozen(trial, indices, self.space.distributions, keep_record=False)
+
+
+def _open_or_create(
+    storage: str | Path | None, name: str, description: Description
+) -> optuna.Study:
+    opened = optuna.storages.InMemoryStorage() if storage is None else open_storage(storage)
+    others = [study.study_name for study in opened.get_all_studies()]
+    if isinstance(storage, Path) and others and name not in others:
+        raise LabkitError(
+            f"project: {str(storage.parent)!r} holds the search {others[0]!r}, not {name!r}; "
+            "use another folder"
+        )
+    with quiet_optuna():
+        study = optuna.create_study(
+            study_name=name,
+            storage=opened,
+            directions=list(description.directions.values()),
+            load_if_exists=True,
+        )
+    if name not in others:
+        study.set_user_attr(ATTRIBUTE, dataclasses.asdict(description))
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            study.set_metric_names(list(description.directions))
+    elif changed := difference(describe(study).identity, description.identity):
+        key, _, what = changed.partition(": ")
+        where = str(storage.parent if isinstance(storage, Path) else storage)
+        raise LabkitError(f"{key}: {where!r} holds {what}; use another folder")
+    return study
+
+
+def _frozen(
+    trial: Trial, params: Mapping[str, Any], distributions: Mapping[str, Any], *, keep_record: bool
+) -> FrozenTrial:
+    """Returns a trial as Optuna has it."""
+    record = trial.record.model_dump(mode="json", exclude_defaults=True) if keep_record else None
+    frozen = optuna.trial.create_trial(
+        state=TrialState.FAIL if trial.values is None else TrialState.COMPLETE,
+        values=trial.values,
+        params=dict(params),
+        distributions={key: distributions[key] for key in params},
+        user_attrs={} if record is None else {ATTRIBUTE: record},
+    )
+    frozen.datetime_start, frozen.datetime_complete = trial.started, trial.ended
+    return frozen

@@ -1,0 +1,96 @@
+"""How a network is trained: the settings, and the optimizer, schedule and order that they mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+
+class TrainSettings(BaseModel):
+    """How a network is trained.
+
+    Attributes:
+        max_epochs: Passes over the training split.
+        batch_size: Rows a step.
+        learning_rate: The peak of the schedule.
+        optimizer: `adam`, `adamw`, or `sgd` (with momentum 0.9).
+        weight_decay: L2 penalty (decoupled with `adamw`).
+        lr_scheduler: What the learning rate does after warm-up: stays `constant`, or falls to 0 by
+            the last step along a `linear` ramp or half a `cosine`.
+        num_warmup_steps: Steps in which the learning rate rises linearly from 0.
+        num_samples: Use at most this many training rows; `None` uses all.
+        patience: End the training after this many epochs in which the validation loss did not fall
+            below its lowest; the weights stay those of the last epoch. `None` never ends it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_epochs: int = Field(10, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    num_warmup_steps: int = Field(0, ge=0)
+    num_samples: int | None = Field(None, ge=2)
+    patience: int | None = Field(None, ge=1)
+
+
+def n_batches(rows: int, settings: TrainSettings) -> int:
+    """Returns how many batches an epoch has.
+
+    A last batch of a single row is left out: BatchNorm cannot train on it.
+    """
+    whole, rest = divmod(rows, settings.batch_size)
+    return whole + (rest > 1)
+
+
+def epoch_order(rows: int, settings: TrainSettings, generator: torch.Generator) -> torch.Tensor:
+    """Returns the row indices of one epoch, int64, shuffled; it splits into `n_batches`."""
+    order = torch.randperm(rows, generator=generator)
+    return order[: n_batches(rows, settings) * settings.batch_size]
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Returns the optimizer that the settings name, over all parameters of the network."""
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "fused": True,  # one pass over the parameters; the same numbers
+    }
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(model.parameters(), **options)
+        case "adamw":
+            return torch.optim.AdamW(model.parameters(), **options)
+        case "sgd":
+            return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+
+
+def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:
+    """Returns the learning rate of a step (from 0) as a share of its peak, 0 to 1."""
+    warmup = settings.num_warmup_steps
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(total_steps - warmup, 1)
+    match settings.lr_scheduler:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(1 - progress, 0.0)
+        case "cosine":
+            return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, rows: int, settings: TrainSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Returns the schedule of the learning rate over a whole training on that many rows."""
+    total_steps = settings.max_epochs * n_batches(rows, settings)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, total_steps, settings)
+    )

@@ -1,0 +1,210 @@
+"""Runners: a user's own, and what may be a metric."""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labkit.data import Dataset
+from labkit.errors import LabkitError
+from labkit.study.runners import (
+    RUNNERS,
+    CandidateNetwork,
+    RunnerSettings,
+    get_runner,
+    register_runner,
+    summary,
+)
+from labkit.study.search import Search, search
+from labkit.transform import total_cost
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What a test registers is taken out after it."""
+    before = dict(RUNNERS)
+    yield
+    RUNNERS.clear()
+    RUNNERS.update(before)
+
+
+class EnergySettings(RunnerSettings):
+    """Settings of a runner of one's own."""
+
+    joules_a_flop: float = 1e-9
+
+
+def test_a_runner_of_ones_own(tables: dict[str, Any], blobs: Dataset) -> None:
+    @register_runner("energy", EnergySettings, metrics=["joules"])
+    def energy(candidate: CandidateNetwork, settings: EnergySettings) -> dict[str, float]:
+        return {"joules": settings.joules_a_flop * total_cost(candidate.model).total_flops}
+
+    strategy = tables["search"]["strategy"]
+    strategy["hw_runner"]["energy"] = {"joules_a_flop": 2.0}
+    strategy["metrics"] = {
+        "loss": {"direction": "minimize"},
+        "joules": {"direction": "minimize", "scale": 0.5},
+    }
+    for trial in Search(tables, data=blobs).run(progress=False).records:
+        flops = trial.record.software_metrics["total_flops"]
+        assert trial.record.hardware_metrics == {"joules": 2 * flops}
+        assert trial.values is not None
+        assert trial.values[1] == flops
+
+
+def constant_search(tables: dict[str, Any], blobs: Dataset, value: Any, n: int = 2) -> Any:
+    @register_runner("constant", metrics=["mine"])
+    def constant(candidate: CandidateNetwork, settings: RunnerSettings) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return {"mine": value} if not isinstance(value, list) else value
+
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"] = {"basic_computations": {}, "constant": {}}
+    strategy["hw_runner"] = {}
+    strategy["metrics"] = {
+        "mine": {"direction": "maximize"}, "total_flops": {"direction": "minimize"}
+    }  # fmt: skip
+    strategy["setup"]["n_trials"] = n
+    return search(tables, data=blobs, progress=False)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor(0.5), torch.tensor([[0.5]]), np.float32(0.5), np.array([0.5]), 0.5,
+     torch.tensor(0.5, requires_grad=True)],
+    ids=repr,
+)  # fmt: skip
+def test_a_metric_may_be_any_kind_of_number(
+    tables: dict[str, Any], blobs: Dataset, value: Any
+) -> None:
+    found = constant_search(tables, blobs, value).trials["mine"]
+    assert found.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "constant: mine: expected a finite number, got None"),
+        ("0.5", "constant: mine: expected a finite number, got '0.5'"),
+        (math.nan, "got nan"),
+        (-math.inf, "got -inf"),
+        (torch.tensor([1.0, 2.0]), "got tensor"),
+        (torch.tensor(float("nan")), "expected a finite number"),
+        (True, "got True"),
+        (1j, "got 1j"),
+        ([], r"constant: expected a table of metrics, got \[\]"),
+        (ZeroDivisionError("oh"), "constant: ZeroDivisionError: oh"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_metric_fails_its_trial_and_is_named(
+    tables: dict[str, Any], blobs: Dataset, value: Any, said: str
+) -> None:
+    results = constant_search(tables, blobs, value)
+    assert len(results.trials) == 2
+    assert results.trials["failure"].str.contains(said).all()
+    assert {t.record.failure.kind for t in results.records} == {"runner"}
+    assert results.front.empty
+
+
+def test_an_objective_that_its_runner_does_not_return_is_named(
+    tables: dict[str, Any], blobs: Dataset
+) -> None:
+    @register_runner("forgetful", metrics=["mine"])
+    def forgetful(candidate: CandidateNetwork, settings: RunnerSettings) -> dict[str, float]:
+        return {"min": 1.0}
+
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"] = {"forgetful": {}}
+    strategy["metrics"] = {"mine": {"direction": "maximize"}}
+    strategy["setup"]["n_trials"] = 1
+    (trial,) = search(tables, data=blobs, progress=False).records
+    assert trial.record.failure is not None
+    assert trial.record.failure.message == "mine: no runner returned this metric"
+
+
+def test_a_metric_that_is_nan_once_is_never_on_a_front(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    @register_runner("sometimes", metrics=["mine"])
+    def sometimes(candidate: CandidateNetwork, settings: RunnerSettings) -> dict[str, float]:
+        width = candidate.plan.to_dict()["seq_blocks_2"]
+        return {"mine": math.nan if width == 8 else float(width)}
+
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"] = {"sometimes": {}, "basic_computations": {}}
+    strategy["metrics"] = {
+        "mine": {"direction": "maximize"}, "total_flops": {"direction": "minimize"}
+    }  # fmt: skip
+    strategy["setup"] |= {"n_trials": 16, "sampler": "bruteforce"}
+    results = search(tables, data=blobs, folder=tmp_path, progress=False)
+    assert (results.trials["state"] == "FAIL").sum() == 4
+    assert results.front["mine"].tolist() != []
+    assert np.isfinite(results.front["mine"]).all()
+    for name in ("log.json", "best.json"):
+        assert "NaN" not in (tmp_path / name).read_text()
+
+
+def test_a_runner_may_be_named_by_its_module(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_runner.py").write_text(
+        "from labkit import register_runner\n\n\n"
+        "@register_runner('depth', metrics=['layers'])\n"
+        "def depth(candidate, settings):\n"
+        "    return {'layers': len(list(candidate.model.modules()))}\n\n\n"
+        "def not_registered(candidate, settings):\n    return {}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_runner", raising=False)
+    strategy = tables["search"]["strategy"]
+    strategy["hw_runner"] = {"own_runner:depth": {}}
+    strategy["setup"]["n_trials"] = 1
+    results = search(tables, data=blobs, progress=False)
+    assert results.trials["layers"].tolist() == [13]
+    with pytest.raises(LabkitError, match="own_runner:not_registered' to be a function with @reg"):
+        get_runner("hw_runner", "own_runner:not_registered")
+
+
+def test_a_network_is_built_when_a_runner_first_asks_for_it(
+    tables: dict[str, Any], blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"] = {"basic_computations": {}}
+    strategy["metrics"] = {"parameters": {"direction": "maximize"}}
+    monkeypatch.setattr("labkit.study.runners.apply", lambda *_, **__: pytest.fail("built"))
+    results = search(tables, data=blobs, progress=False)
+    assert len(results.front) == 1
+
+
+def test_a_summary_is_means_and_a_standard_deviation() -> None:
+    found = summary([{"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.7, "loss": 3.0}])
+    assert found == pytest.approx({"accuracy": 0.6, "loss": 2, "accuracy_std": 0.02**0.5})
+    assert "accuracy_std" not in summary([{"accuracy": 0.5}])
+
+
+def test_the_models_weights_are_those_that_were_trained(blobs: Dataset) -> None:
+    seen: list[tuple[nn.Module, dict[str, torch.Tensor]]] = []
+
+    @register_runner("look", metrics=["zero"])
+    def look(candidate: CandidateNetwork, settings: RunnerSettings) -> dict[str, float]:
+        seen.append((candidate.model, candidate.outcomes[0].weights))
+        return {"zero": 0.0}
+
+    model = nn.Sequential(nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 5))
+    objectives = {"accuracy": "maximize", "zero": "minimize"}
+    search(
+        model=model, data=blobs, widths=[1, 2], trials=2, epochs=1, objectives=objectives,
+        progress=False,
+    )  # fmt: skip
+    assert seen
+    for network, weights in seen:
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, weights[name])

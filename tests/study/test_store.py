@@ -1,0 +1,196 @@
+"""The store: whole trials or none, and what a storage gives back."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from labkit.errors import LabkitError
+from labkit.study.record import Failure, FailureKind, Record, Source
+from labkit.study.results import Results
+from labkit.study.space import ChannelMultiplierSpace
+from labkit.study.store import Store, make_sampler, open_study, read_trials
+from labkit.transform import get_model
+from tests.study.conftest import description
+
+
+@pytest.fixture(scope="module")
+def space() -> ChannelMultiplierSpace:
+    table = {"default": {"config": {"channel_multiplier": [0.5, 1, 2, 4]}}}
+    return ChannelMultiplierSpace(get_model("jsc-toy"), {"by": "name"}, table)
+
+
+def make(storage: Path | str | None, space: ChannelMultiplierSpace, **options: Any) -> Store:
+    known: dict[str, Any] = {"name": "s", "description": description(), "sampler": "random"}
+    return Store(storage, space=space, **(known | {"seed": 0} | options))
+
+
+def run(store: Store, n: int) -> None:
+    """Asks and tells without training: accuracy is the share of the widest."""
+    for _ in range(n):
+        asked = store.ask()
+        pass_config = store.space.sampled_config(asked.indices)
+        plan = store.space.resolve(pass_config)
+        if plan in store.known:
+            record = store.known[plan].record.looked_up(pass_config)
+        else:
+            widths = plan.to_dict()
+            metrics = {
+                "accuracy": sum(widths.values()) / 64,
+                "total_flops": float(min(widths.values())),
+            }
+            record = Record(
+                pass_config=pass_config, widths=widths, source=Source.TRAINED,
+                trained_in=len(store.trials), software_metrics=metrics, scaled_metrics=metrics,
+            )  # fmt: skip
+        store.tell(asked, record, list(record.scaled_metrics.values()))
+
+
+def test_what_was_told_comes_back_from_the_file(
+    space: ChannelMultiplierSpace, tmp_path: Path
+) -> None:
+    store = make(tmp_path / "study.db", space)
+    run(store, 12)
+    assert read_trials(open_study(tmp_path)) == store.trials
+    again = make(tmp_path / "study.db", space)
+    assert again.trials == store.trials
+    assert again.known == store.known
+    assert again.front == store.front
+    assert again.tried == store.tried
+    reread = Results.from_study(open_study(tmp_path))
+    in_memory = Results(store.trials, store.description)
+    assert reread.trials.equals(in_memory.trials)
+
+
+def test_a_storage_of_any_kind_holds_the_same(
+    space: ChannelMultiplierSpace, tmp_path: Path
+) -> None:
+    stores = [make(None, space), make(f"sqlite:///{tmp_path}/all.db", space)]
+    for store in stores:
+        run(store, 10)
+    first, second = (
+        [(t.number, t.params, t.values, t.record) for t in store.trials] for store in stores
+    )
+    assert first == second
+
+
+def test_a_trial_is_one_transaction(space: ChannelMultiplierSpace, tmp_path: Path) -> None:
+    """What another connection sees after each commit: whole trials only, none that runs."""
+    store = make(tmp_path / "study.db", space)
+    before = sqlite3.connect(tmp_path / "study.db").total_changes
+    counted = []
+    engine = store.study._storage._backend.engine  # type: ignore[attr-defined]
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "commit")
+    def on_commit(_: object) -> None:
+        counted.append(1)
+
+    asked = store.ask()
+    assert counted == []
+    assert open_study(tmp_path).trials == []
+    plan = space.resolve(space.sampled_config(asked.indices))
+    metrics = {"accuracy": 0.5, "total_flops": 1.0}
+    record = Record(
+        widths=plan.to_dict(), source=Source.TRAINED, trained_in=0, scaled_metrics=metrics
+    )
+    writes: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def on_statement(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("INSERT"):
+            writes.append(f"{len(counted)}")
+
+    store.tell(asked, record, [0.5, 1.0])
+    assert len(writes) >= 4  # the trial, its values, its parameters, its record
+    assert len(set(writes)) == 1  # all before one commit
+    assert before == 0
+    (trial,) = open_study(tmp_path).trials
+    assert trial.state == TrialState.COMPLETE
+
+
+def test_failures_are_kept_with_their_kind(space: ChannelMultiplierSpace, tmp_path: Path) -> None:
+    store = make(tmp_path / "study.db", space)
+    kinds = [FailureKind.DIVERGED, FailureKind.RUNNER]
+    for width, kind in enumerate(kinds, start=1):
+        widths = {"seq_blocks_2": width, "seq_blocks_5": 8}
+        failure = Failure(kind=kind, message="because")
+        store.tell(store.ask(), Record(widths=widths, failure=failure, trained_in=width - 1), None)
+    again = make(tmp_path / "study.db", space)
+    assert [t.record.failure.kind for t in again.trials if t.record.failure] == kinds
+    assert [t.state for t in again.study.trials] == [TrialState.FAIL] * 2
+    # A network whose training diverged is known; one whose runner failed may be tried again.
+    assert [trial.number for trial in again.known.values()] == [0]
+    (diverged,) = again.known.values()
+    twin = diverged.record.looked_up({})
+    assert twin.failure is not None
+    assert twin.failure.message == "because, as in trial 0"
+    assert again.front == []
+
+
+def test_a_sampler_that_continues_knows_the_earlier_trials(
+    space: ChannelMultiplierSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make(tmp_path / "study.db", space), 12)
+    seen: list[int] = []
+
+    class Spy(optuna.samplers.RandomSampler):
+        def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> Any:
+            seen.append(len(study.get_trials(states=(TrialState.COMPLETE,))))
+            return super().infer_relative_search_space(study, trial)
+
+    monkeypatch.setattr("labkit.study.store.make_sampler", lambda *_: Spy())
+    make(tmp_path / "study.db", space).ask()
+    assert seen == [12]
+
+
+def test_what_labkit_did_not_write_is_refused(
+    space: ChannelMultiplierSpace, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    with pytest.raises(LabkitError, match="holds no study.db"):
+        open_study(tmp_path)
+    study = optuna.create_study(study_name="s", storage=url, directions=["maximize", "minimize"])
+    with pytest.raises(LabkitError, match="the study 's' is not one of labkit's"):
+        make(tmp_path / "study.db", space)
+    del study
+    optuna.delete_study(study_name="s", storage=url)
+    store = make(tmp_path / "study.db", space)
+    store.study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
+    with pytest.raises(LabkitError, match="trial 0 has no record that labkit wrote"):
+        read_trials(store.study)
+
+
+def test_samplers_are_named() -> None:
+    with pytest.raises(LabkitError, match="unknown sampler 'grid'"):
+        make_sampler("grid", 0)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+metrics = st.dictionaries(st.text(), numbers, max_size=3)
+
+
+@settings(max_examples=60)
+@given(
+    st.builds(
+        Record,
+        pass_config=st.fixed_dictionaries({"by": st.just("name")}),
+        widths=st.dictionaries(st.text(), st.integers(1, 2**20), max_size=3),
+        source=st.sampled_from([None, *Source]),
+        trained_in=st.none() | st.integers(0, 10**6),
+        software_metrics=metrics,
+        hardware_metrics=metrics,
+        scaled_metrics=metrics,
+        history=st.lists(metrics, max_size=2),
+        replicates=st.lists(metrics, max_size=2),
+        failure=st.none() | st.builds(Failure),
+    )
+)
+def test_a_record_is_written_and_read_as_it_is(record: Record) -> None:
+    written = record.model_dump(mode="json", exclude_defaults=True)
+    assert Record.model_validate(written) == record
