@@ -1,5 +1,6 @@
 """From a configuration to a plan of widths, and from a plan to a network and its cost."""
 
+from labkit.transform.applying import Weights as Weights
 from labkit.transform.applying import apply as apply
 from labkit.transform.applying import initialise as initialise
 from labkit.transform.channels import channel_groups as channel_groups

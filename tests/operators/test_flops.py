@@ -1,6 +1,5 @@
 """The FLOPs of each family in closed form, a multiply-accumulate counted as 1."""
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
