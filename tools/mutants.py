@@ -86,7 +86,7 @@ def test(package: str, mutant: Mutant | None) -> None:
     import pytest
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    for stream in (1, 2):
+    for stream in (1, 2) if mutant else ():
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     tests = ROOT / "tests" / package
     first = list(tests.glob(f"test_{mutant.file.stem}.py")) if mutant else []
@@ -142,10 +142,11 @@ def main() -> None:
     arguments = parser.parse_args()
     packages = arguments.packages or ["operators", "transform", "training", "study"]
     os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
     os.environ |= {
         "OMP_NUM_THREADS": "1",  # two at once, a core each
-        "PYTHONPATH": str(ROOT),
         "HYPOTHESIS_STORAGE_DIRECTORY": tempfile.mkdtemp(),
+        "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
     }
     multiprocessing.set_forkserver_preload(["torch", "pandas", "optuna", "pydantic", "pytest"])
     n, more = divmod(arguments.sample, len(packages))

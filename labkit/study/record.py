@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 from torch import nn
 
 from labkit.transform.plan import Plan
 
 Metrics = dict[str, float]
+# As it is written and read: counts stay whole numbers.
+_Numbers = Annotated[Metrics, PlainValidator(dict), PlainSerializer(dict)]
 Direction = Literal["maximize", "minimize"]
 
 
@@ -109,11 +111,11 @@ class Record(BaseModel):
     widths: dict[str, int] = {}
     source: Source | None = None
     trained_in: int | None = None
-    software_metrics: Metrics = {}
-    hardware_metrics: Metrics = {}
-    scaled_metrics: Metrics = {}
-    history: list[Metrics] = []
-    replicates: list[Metrics] = []
+    software_metrics: _Numbers = {}
+    hardware_metrics: _Numbers = {}
+    scaled_metrics: _Numbers = {}
+    history: list[_Numbers] = []
+    replicates: list[_Numbers] = []
     failure: Failure | None = None
 
     @property
