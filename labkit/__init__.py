@@ -8,7 +8,7 @@ from labkit.show.serving import dashboard
 from labkit.study.results import Results, load_best
 from labkit.study.search import Search, search
 from labkit.transform.models import get_model
-from labkit.transform.plan import (
+from labkit.transform.passes import (
     channel_multiplier_transform_pass,
     linear_multiplier_transform_pass,
 )

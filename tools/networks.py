@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from labkit.transform.graph import BATCH_NORMS
-from labkit.transform.plan import TransformInfo, channel_multiplier_transform_pass
+from labkit.transform.passes import TransformInfo, channel_multiplier_transform_pass
 
 # Network → the module of pytorchcv that has it.
 NETWORKS = {

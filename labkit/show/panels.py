@@ -28,10 +28,11 @@ from labkit.study.config import SearchConfig, load_config, to_tables, with_overr
 from labkit.study.results import INTERRUPTED, Results, plan_of, recorded_example
 from labkit.study.runners import BasicComputationsSettings, BasicTrainSettings
 from labkit.study.search import Search
+from labkit.transform.applying import apply
 from labkit.transform.channels import channel_groups, find_channels
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
-from labkit.transform.plan import SkippedRequest, apply, resolve
+from labkit.transform.plan import SkippedRequest, resolve
 
 POLL_SECONDS = 1.0
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
@@ -133,13 +134,13 @@ class LayerExplorer(ipw.VBox):
     def _redraw(self, _: object = None) -> None:
         try:
             with warnings.catch_warnings(action="ignore", category=SkippedRequest):
-                plan = resolve(self._channels, self.pass_config)
-                network = apply(self._model, plan, channels=self._channels)
+                resolution = resolve(self._channels, self.pass_config)
+                network = apply(self._model, resolution, channels=self._channels)
         except LabkitError as error:
             self.totals.value = _message(str(error))
             return
         for (layer, side), note in self._notes.items():
-            refused = (s for s in plan.skipped if s.startswith(f"{layer} {side} × "))
+            refused = (s for s in resolution.skipped if s.startswith(f"{layer} {side} × "))
             note.value = "".join(map(_message, refused))
         comparison = compare(self._model, network, **self._cost_options)
         after = total_cost(network, **self._cost_options)

@@ -22,8 +22,9 @@ from labkit.errors import DivergenceError, LabkitError
 from labkit.show.tables import html_table
 from labkit.study.config import load_config
 from labkit.study.runners import Metrics, load_weights, summary
+from labkit.transform.applying import apply
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply
+from labkit.transform.plan import Plan
 
 TRAINED, LOOKED_UP = "trained", "looked up"
 INTERRUPTED = "interrupted"

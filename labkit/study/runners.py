@@ -23,8 +23,9 @@ from torch import nn
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError, did_you_mean
 from labkit.training import TrainSettings, evaluate, train
+from labkit.transform.applying import Weights, initialise
 from labkit.transform.cost import total_cost
-from labkit.transform.plan import Plan, Weights, initialise
+from labkit.transform.plan import Plan
 
 Metrics = dict[str, float]
 

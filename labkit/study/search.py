@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from labkit.data.dataset import Dataset, load_data
 from labkit.errors import DivergenceError, LabkitError
+from labkit.operators.stacking import NotStackable
 from labkit.runtime import Stopped, ctrl_c_stops
 from labkit.show.page import write_page
 from labkit.study.config import SearchConfig, load_config, to_tables
@@ -49,9 +50,9 @@ from labkit.study.runners import (
 )
 from labkit.study.space import MAX_ENUMERATED, get_space, networks
 from labkit.training import Trained, check_fit, stack_width, step_seconds, train_stack
-from labkit.training.stacking import NotStackable
+from labkit.transform.applying import apply
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply
+from labkit.transform.plan import Plan
 
 # What may change between two runs that continue the same study.
 BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")

@@ -316,7 +316,7 @@ def _resolve_quietly(
     with warnings.catch_warnings():
         # A search asks thousands of times; the plan itself says what was skipped.
         warnings.simplefilter("ignore", SkippedRequest)
-        return resolve(channels, pass_config, kinds=kinds)
+        return resolve(channels, pass_config, kinds=kinds).plan
 
 
 def _by_type(setup: Mapping[str, Any]) -> bool:

@@ -25,14 +25,15 @@ from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
+from labkit.operators.stacking import Stack
 from labkit.runtime import TIMED_STEPS, faster_threads
 from labkit.training.loop import Learner, Trained, check_fit, fit, train
 from labkit.training.metrics import EVALUATION_ROWS, Metrics
 from labkit.training.settings import TrainSettings
-from labkit.training.stacking import Stack
+from labkit.transform.applying import Weights, apply, initialise
 from labkit.transform.channels import Channels, find_channels
 from labkit.transform.cost import total_cost
-from labkit.transform.plan import Plan, Weights, apply, initialise
+from labkit.transform.plan import Plan
 
 
 def train_stack(
@@ -62,7 +63,7 @@ def train_stack(
         seeds: Of each candidate, or one for all. Equal seeds share the order of the rows, which is
             faster.
         channels: The network's channel groups, if they were found before.
-        weights: As `labkit.transform.plan.apply` takes it.
+        weights: As `labkit.transform.applying.apply` takes it.
         on_epoch: Called after every epoch with its metrics of every candidate that trained in it.
         on_step: Called before every step; what it raises ends the training.
 
@@ -119,7 +120,7 @@ def fit_stack(
     """
     check_fit(networks[0], data)
     x = data.x_train
-    learner = _Together(Stack(networks, data.x_val[:2]), seeds, x.device)
+    learner = _Together(Stack(channels.traced, networks), seeds, x.device)
     # Only so does a stack compute the same numbers whatever the threads; others keep them all.
     may_choose = x.ndim == 2 and len(networks) > 1 and not x.is_cuda
     with faster_threads() if may_choose else contextlib.nullcontext() as threads:

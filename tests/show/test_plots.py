@@ -14,7 +14,7 @@ from labkit.show.tables import compare
 from labkit.study.hypervolume import dominated_volume, hypervolume_history
 from labkit.study.results import Results
 from labkit.transform.models import get_model
-from labkit.transform.plan import linear_multiplier_transform_pass
+from labkit.transform.passes import linear_multiplier_transform_pass
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ from labkit.show.plots import pareto_front
 from labkit.study.results import Results, indistinguishable, pareto_trials
 from labkit.study.runners import RUNNERS, Candidate, Metrics, RunnerSettings, register_runner
 from labkit.training import Trained, TrainSettings, evaluate, train, train_stack
+from labkit.transform.applying import apply, initialise
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform.plan import Plan
 
 
 @pytest.fixture

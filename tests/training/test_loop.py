@@ -12,8 +12,8 @@ from labkit.errors import DivergenceError, LabkitError
 from labkit.runtime import Stopped
 from labkit.training.loop import check_fit, train
 from labkit.training.settings import TrainSettings
+from labkit.transform.applying import initialise
 from labkit.transform.models import get_model
-from labkit.transform.plan import initialise
 
 
 def weights(model: nn.Module) -> torch.Tensor:

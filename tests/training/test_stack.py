@@ -15,6 +15,7 @@ from torch import nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
+from labkit.operators.stacking import NotStackable, Stack
 from labkit.training import (
     TrainSettings,
     evaluate,
@@ -25,10 +26,10 @@ from labkit.training import (
     train_stack,
 )
 from labkit.training.settings import epoch_order
-from labkit.training.stacking import NotStackable, Stack
+from labkit.transform.applying import apply, initialise
 from labkit.transform.channels import find_channels
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform.plan import Plan
 
 
 def double(data: Dataset) -> Dataset:
@@ -243,6 +244,22 @@ def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: 
     model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
     with pytest.raises(NotStackable, match=reason):
         train_stack(model, [Plan((("_0", 8),))], blobs)
+
+
+def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
+    """A forward hook, and a hook before one: halves the last that it is given."""
+    return inputs[0] / 2 if output is None else output / 2
+
+
+@pytest.mark.parametrize("where", ["", "seq_blocks", "seq_blocks.5"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_network_with_hooks_trains_alone(blobs: Dataset, where: str, register: str) -> None:
+    model = get_model("jsc-toy")
+    handle = getattr(model.get_submodule(where), register)(halved)
+    with pytest.raises(NotStackable, match=r"(the network|'seq_blocks.*') \(.*forward hook"):
+        train_stack(model, toy_plans()[:2], blobs)
+    handle.remove()
+    train_stack(model, toy_plans()[:2], blobs, TrainSettings(max_epochs=1))
 
 
 def test_hooks_and_seeds(blobs: Dataset) -> None:

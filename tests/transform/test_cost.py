@@ -14,7 +14,7 @@ from labkit.errors import LabkitError
 from labkit.show.tables import compare, layer_table, report_graph_analysis_pass
 from labkit.transform.cost import NORM_MODULES, output_shapes, total_cost
 from labkit.transform.models import MODELS, get_model
-from labkit.transform.plan import linear_multiplier_transform_pass
+from labkit.transform.passes import linear_multiplier_transform_pass
 from tests.conftest import EXAMPLES
 
 

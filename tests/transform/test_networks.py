@@ -15,16 +15,12 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.errors import LabkitError
+from labkit.transform.applying import apply
 from labkit.transform.channels import channel_groups, find_channels
 from labkit.transform.cost import MATMUL_MODULES, total_cost
 from labkit.transform.models import get_model
-from labkit.transform.plan import (
-    SkippedRequest,
-    TransformInfo,
-    apply,
-    channel_multiplier_transform_pass,
-    resolve,
-)
+from labkit.transform.passes import TransformInfo, channel_multiplier_transform_pass
+from labkit.transform.plan import SkippedRequest, resolve
 from tests.networks import CASES, Inputs, network, outputs
 
 IDENTITY = {"by": "name", "default": {"config": {"name": None}}}
@@ -278,8 +274,8 @@ def test_grouped_convolutions_round_up_and_say_so() -> None:
     x = torch.randn(1, 3, 8, 8)
     new, info = scaled(model, one("_0", 1.1), (x,))
     assert (new[0].out_channels, new[1].groups, new[1].in_channels) == (12, 4, 12)
-    assert info.plan.decided_by["_0"] == "_0 output × 1.1, rounded up to a multiple of 4"
-    plan = resolve(model, IDENTITY, example_input=x)
+    assert info.resolution.decided_by["_0"] == "_0 output × 1.1, rounded up to a multiple of 4"
+    plan = resolve(model, IDENTITY, example_input=x).plan
     wrong = type(plan)(tuple((name, 9) for name, _ in plan.widths))
     with pytest.raises(LabkitError, match="_0: expected a positive multiple of 4, got 9"):
         apply(model, wrong, example_input=x)

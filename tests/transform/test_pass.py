@@ -16,16 +16,11 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 from labkit.errors import LabkitError
+from labkit.transform.applying import apply, initialise
 from labkit.transform.channels import find_channels
 from labkit.transform.models import MODELS, get_model
-from labkit.transform.plan import (
-    Plan,
-    SkippedRequest,
-    apply,
-    initialise,
-    linear_multiplier_transform_pass,
-    resolve,
-)
+from labkit.transform.passes import linear_multiplier_transform_pass
+from labkit.transform.plan import Plan, SkippedRequest, resolve
 from tests.conftest import EXAMPLES
 
 NOTHING = {"config": {"name": None}}
@@ -178,8 +173,8 @@ def test_random_chains_get_the_widths_of_an_independent_calculation(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedRequest)
         again = resolve(model, pass_config)
-    assert again == info.plan
-    assert hash(again) == hash(info.plan)
+    assert again == info.resolution
+    assert hash(again.plan) == hash(info.plan)
     assert [width for _, width in info.plan.widths] == expected[1:-1]
 
 
@@ -190,14 +185,14 @@ def test_different_configurations_of_one_network_resolve_to_equal_plans() -> Non
         model,
         by_name(seq_blocks_2=request("output_only", 2), seq_blocks_5=request("input_only", 4)),
     )
-    assert a == b
+    assert a.plan == b.plan
     assert a.decided_by != b.decided_by
 
 
 def test_products_are_exact_decimals() -> None:
     model = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
     assert math.ceil(100 * 1.1) == 111  # what binary arithmetic would give
-    assert resolve(model, by_name(_0=request("output_only", 1.1))).to_dict() == {"_0": 110}
+    assert resolve(model, by_name(_0=request("output_only", 1.1))).plan.to_dict() == {"_0": 110}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -262,7 +257,7 @@ def test_the_networks_output_stays_with_a_warning() -> None:
 def test_a_request_for_the_width_that_is_there_is_no_change() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = resolve(get_model("jsc-toy"), by_name(seq_blocks_8=request("both", 1)))
+        plan = resolve(get_model("jsc-toy"), by_name(seq_blocks_8=request("both", 1))).plan
     assert plan.to_dict() == {"seq_blocks_2": 8, "seq_blocks_5": 8}
 
 
@@ -417,7 +412,7 @@ def test_models_that_cannot_be_traced_are_refused() -> None:
 
 
 def test_a_plan_of_another_network_is_refused() -> None:
-    plan = resolve(get_model("jsc-toy"), by_name())
+    plan = resolve(get_model("jsc-toy"), by_name()).plan
     with pytest.raises(LabkitError, match="another network"):
         apply(get_model("jsc-three-linear-layers"), plan)
     assert str(plan) == "seq_blocks_2: 8, seq_blocks_5: 8"

@@ -15,7 +15,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from labkit.transform.channels import find_channels
 from labkit.transform.cost import output_shapes
 from labkit.transform.graph import BATCH_NORMS, SCALABLE_MODULES, layer_nodes, trace
-from labkit.transform.plan import SkippedRequest, channel_multiplier_transform_pass
+from labkit.transform.passes import channel_multiplier_transform_pass
+from labkit.transform.plan import SkippedRequest
 
 Step = tuple[str, tuple[int, ...], Any]
 

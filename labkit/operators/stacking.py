@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from labkit.errors import LabkitError
@@ -19,7 +19,7 @@ from labkit.transform.channels import (
     SHAPE_PRESERVING_FUNCTIONS,
     SHAPE_PRESERVING_METHODS,
 )
-from labkit.transform.graph import describe, trace
+from labkit.transform.graph import describe, is_shape
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
@@ -115,8 +115,8 @@ class Stack:
     """Candidates as one network.
 
     Args:
+        traced: The network that they were made of, traced with shapes: `Channels.traced`.
         candidates: Networks that differ only in widths, with the weights to start from.
-        example: Two rows of the data.
 
     Attributes:
         size: The number of candidates.
@@ -127,14 +127,14 @@ class Stack:
         NotStackable: The network mixes channels, or does what the stack does not know.
     """
 
-    def __init__(self, candidates: Sequence[nn.Module], example: torch.Tensor):
+    def __init__(self, traced: GraphModule, candidates: Sequence[nn.Module]):
+        self.traced = traced
         self.candidates = candidates
         self.size = len(candidates)
         self.real: dict[str, torch.Tensor] = {}
         self.layers: dict[str, tuple[nn.Module, _Channels, _Channels]] = {}
-        self.traced = trace(candidates[0], example)
-        self._check_parameters()
-        self.shapes = _shapes(self.traced, example)
+        self._check_modules()
+        self.shapes = {node: _size(node) for node in traced.graph.nodes}
         self.channels: dict[Node, _Channels] = {}
         self.root = nn.Module()
         self.graph = Graph()
@@ -143,10 +143,13 @@ class Stack:
             self.visit(node)
         self.network = GraphModule(self.root, self.graph)
 
-    def _check_parameters(self) -> None:
-        """Refuses parameters that are not one layer's alone."""
+    def _check_modules(self) -> None:
+        """Refuses hooks, and parameters that are not one layer's alone."""
         owned: set[int] = set()
-        for name, module in self.traced.named_modules():
+        for name, module in self.candidates[0].named_modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                where = f"'{name}'" if name else "the network"
+                raise NotStackable(f"{where} ({type(module).__name__}) has a forward hook")
             if hasattr(module, "parametrizations"):
                 raise NotStackable(f"'{name}' has a parametrized weight")
             for parameter in module.parameters(recurse=False):
@@ -158,7 +161,7 @@ class Stack:
 
     def visit(self, node: Node) -> None:
         inputs = [n for n in node.all_input_nodes if n in self.channels]
-        module = self.traced.get_submodule(node.target) if node.op == "call_module" else None  # type: ignore[arg-type]
+        module = self.candidates[0].get_submodule(node.target) if node.op == "call_module" else None  # type: ignore[arg-type]
         known = inputs and len(inputs) == len(node.all_input_nodes)
         if node.op == "placeholder":
             shape = self.shapes[node]
@@ -404,23 +407,9 @@ def _cat_spatial(parts: Sequence[torch.Tensor], candidates: int) -> torch.Tensor
     return torch.cat(unfolded, dim=2).flatten(1, 2)
 
 
-def _shapes(traced: GraphModule, example: torch.Tensor) -> dict[Node, torch.Size | None]:
-    """Returns the shape of each node's tensor; `None` for what is not a tensor."""
-    shapes: dict[Node, torch.Size | None] = {}
-
-    class Recorder(Interpreter):
-        def run_node(self, n: Node) -> Any:
-            result = super().run_node(n)
-            shapes[n] = result.shape if isinstance(result, torch.Tensor) else None
-            return result
-
-    modes = {module: module.training for module in traced.modules()}
-    traced.eval()
-    with torch.no_grad():
-        Recorder(traced).run(example.clone())  # a layer may work in place
-    for module, mode in modes.items():
-        module.training = mode
-    return shapes
+def _size(node: Node) -> torch.Size | None:
+    shape = node.meta["shape"]
+    return torch.Size(shape) if is_shape(shape) else None
 
 
 def _at_zero(node: Node, module: nn.Module | None) -> float:
