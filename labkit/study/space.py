@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.operators.base import scalable_modules
+from labkit.operators.registry import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, layer_nodes, operator_name
 from labkit.transform.groups import ChannelGroup, Channels
