@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch import nn
 
-from labkit.transform.graph import BATCH_NORMS
+from labkit.operators.normalisation import BatchNorm
 from labkit.transform.passes import TransformInfo, channel_multiplier_transform_pass
 
 # Network → the module of pytorchcv that has it.
@@ -43,7 +43,7 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = getattr(importlib.import_module(f"pytorchcv.models.{NETWORKS[name]}"), name)()
     for module in model.modules():
-        if isinstance(module, BATCH_NORMS):
+        if isinstance(module, BatchNorm.modules):
             for tensor in (module.weight, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
             for tensor in (module.bias, module.running_mean):

@@ -70,6 +70,16 @@ def constant(size: int, why: str, unknown: bool = False) -> Layout:
     return (Term(Var(size, why, unknown)),)
 
 
+def width(size: int) -> Layout:
+    """Returns an axis of channels whose number may change."""
+    return (Term(Var(size)),)
+
+
+def plain(size: int) -> Layout:
+    """Returns an axis that has no channels, such as space."""
+    return constant(size, "it is no axis of channels")
+
+
 def size(layout: Iterable[Term]) -> int:
     """Returns the elements of an axis."""
     return sum(term.size for term in layout)

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from labkit.transform.channels import ChannelGroup, find_channels
+from labkit.transform.channels import find_channels
 from labkit.transform.cost import total_cost
 from labkit.transform.graph import layer_nodes, trace
+from labkit.transform.groups import ChannelGroup
 
 # Lines that show on a light page and on a dark one; colours are the page's.
 TABLE_STYLE = """<style>

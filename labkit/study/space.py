@@ -16,8 +16,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.transform.channels import ChannelGroup, Channels, find_channels
-from labkit.transform.graph import SCALABLE_MODULES, Example, find_layer, layer_nodes, operator_name
+from labkit.operators.registry import scalable_modules
+from labkit.transform.channels import find_channels
+from labkit.transform.graph import Example, find_layer, layer_nodes, operator_name
+from labkit.transform.groups import ChannelGroup, Channels
 from labkit.transform.plan import REQUEST_KEYS, SIDES, Plan, SkippedRequest, resolve
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
@@ -275,7 +277,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         chosen = dict.fromkeys((group.name for group in self.channels.free), default)
         layers = self.channels.layers
         if by_type:
-            _check_operators(lists, SCALABLE_MODULES, layers.values())
+            _check_operators(lists, scalable_modules(), layers.values())
         # Patterns first: a full name has the last word.
         for key in sorted(lists, key=lambda key: not _is_pattern(key)):
             groups = [
@@ -307,7 +309,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         return choices
 
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
-        return _resolve_quietly(self.channels, pass_config, SCALABLE_MODULES)
+        return _resolve_quietly(self.channels, pass_config, scalable_modules())
 
 
 def _resolve_quietly(

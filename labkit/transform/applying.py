@@ -14,10 +14,12 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
-from labkit.transform.channels import Channels, Literal, Side, find_channels, has_widths
-from labkit.transform.graph import Example, describe, layer_nodes, trace
+from labkit.operators.nodes import describe
+from labkit.operators.registry import operator_of
+from labkit.transform.channels import find_channels
+from labkit.transform.graph import Example, layer_nodes, trace
+from labkit.transform.groups import Channels, Copies, Literal, Side
 from labkit.transform.plan import Plan, Resolution, widths_of
-from labkit.transform.weights import copies, resize
 
 Weights = OneOf["fresh", "keep"]
 
@@ -42,8 +44,8 @@ def apply(
         channels: The network's channel groups, if they were found before.
         example_input: As `find_channels` takes it.
         weights: `"fresh"`: layers whose width changes start as they would by themselves. `"keep"`:
-            they carry their weights over, so that a wider network computes what it did; see
-            `labkit.transform.weights`.
+            they carry their weights over, so that a wider network computes what it did; a narrower
+            layer keeps the channels whose weights have the largest norm.
         seed: Of fresh weights and of noise; by default PyTorch's own generator draws them.
         noise: With `"keep"`, added to the weights that write a copied channel, so that training can
             tell it from its original: a share of their standard deviation.
@@ -66,14 +68,58 @@ def apply(
     done = set()  # a shared module is called more than once
     with _seeded(seed):
         for node, module in layer_nodes(channels.traced):
-            if not has_widths(module) or module in done:
+            operator = operator_of(module)
+            if operator is None or operator.sides(module) is None or module in done:
                 continue
             done.add(module)
             before, after = channels.inputs[node.name], channels.outputs[node.name]
-            if any(group.name in chosen for group in before.groups + after.groups):
-                layer = new_model.get_submodule(str(node.target))
-                resize(layer, before, after, chosen, keep=keep, noise=noise if keep else 0.0)
+            if not any(group.name in chosen for group in before.groups + after.groups):
+                continue
+            layer = new_model.get_submodule(str(node.target))
+            places = before.positions(chosen), after.positions(chosen)
+            operator.carry(layer, *places, noise if keep else 0.0)
+            if not keep and callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
     return _with_literals(new_model, channels, widths) if chosen else new_model
+
+
+def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | None = None) -> Copies:
+    """Returns, for each group whose width changes, which unit each new one copies.
+
+    Copies are shared out evenly: unit j is a copy of unit j modulo their old number.
+
+    Args:
+        channels: The network's channel groups.
+        widths: Group name → new width.
+        model: The network whose largest channels a narrower group keeps; without it, it keeps its
+            first ones.
+    """
+    chosen: dict[str, torch.Tensor] = {}
+    norms: dict[str, torch.Tensor] = {}
+    for group in channels.free:
+        before, after = group.n_units, widths[group.name] // group.multiple
+        if after < before and model is not None:
+            norms = norms or _norms(model, channels)
+            chosen[group.name] = norms[group.name].topk(after).indices.sort().values
+        elif after != before:
+            chosen[group.name] = torch.arange(after) % before
+    return chosen
+
+
+def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
+    """Returns, for each group, the squared norm of all weights that write each of its units."""
+    norms = {g.name: torch.zeros(g.n_units) for g in channels.groups}
+    for node, module in layer_nodes(channels.traced):
+        operator = operator_of(module)
+        if operator is None or not operator.writes:
+            continue
+        side, start = channels.outputs[node.name], 0
+        by_output = operator.norms(model.get_submodule(str(node.target))).expand(side.width)
+        for part in side.parts:
+            stop = start + part.group.n_units * part.inner
+            norms[part.group.name] += by_output[start:stop].view(-1, part.inner).sum(1)
+            start = stop
+    return norms
 
 
 def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:

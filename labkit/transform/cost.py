@@ -1,130 +1,25 @@
-"""What a network costs: FLOPs, bitops, parameters and activations, under a named convention.
+"""What a network costs: the one that it is given, or the one that a plan would give.
 
-Every elementary arithmetic operation counts 1, and so does a multiply-accumulate. With `n` the
-number of elements that a layer puts out:
-
-| layer              | forward                              | backward    |
-|--------------------|--------------------------------------|-------------|
-| Linear             | n · in_features (no bias)            | 2 × forward |
-| Conv               | n · in/groups · kernel (no bias)     | 2 × forward |
-| ConvTranspose      | inputs · out/groups · kernel         | 2 × forward |
-| BatchNorm and kin  | 4 · n (subtract, scale, and affine)  | 4 · n       |
-| activation, add, … | n                                    | n           |
-| pooling, mean      | inputs                               | inputs      |
-| Dropout, reshaping | 0                                    | 0           |
-
-Those for the layers of the report's networks are the report's rules (they reproduce its published
-figures); the others go on in their spirit. The conventions differ in what
-they add up:
-
-- `inference`: forward, the shapes that the network has. The default.
-- `training`: forward and backward, the shapes that the network has.
-- `reference`: the report's own counting. Forward and backward, but every layer except Linear takes
-  its shape from `shapes_from`, the network before the transform. That is a flaw, kept to reproduce
-  published figures.
-
-Bitops are FLOPs × the product of the operand precisions: precision² for layers with weights,
-precision for the others.
+How costs are counted, and under which conventions, is in `labkit.transform.counting`.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import weakref
+from collections.abc import Mapping
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.errors import LabkitError, did_you_mean
-from labkit.transform.channels import (
-    CHANNEL_DROPOUTS,
-    ELEMENTWISE_MODULES,
-    POOLING_FUNCTIONS,
-    POOLING_MODULES,
-    SHAPE_PRESERVING_FUNCTIONS,
-    SHAPE_PRESERVING_METHODS,
-    SOFTMAX_MODULES,
-)
-from labkit.transform.graph import (
-    BATCH_NORMS,
-    CHANNELWISE_MODULES,
-    CONVOLUTIONS,
-    INSTANCE_NORMS,
-    TRANSPOSED_CONVOLUTIONS,
-    Example,
-    describe,
-    example_input_for,
-    is_shape,
-    trace,
-)
-
-CONVENTIONS = ("inference", "training", "reference")
-
-MATMUL_MODULES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)
-NORM_MODULES = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
-ACTIVATION_MODULES = (*ELEMENTWISE_MODULES, *CHANNELWISE_MODULES, *SOFTMAX_MODULES)
-REDUCTIONS = {"mean", "sum", "amax", "amin"}
-FREE_MODULES = (
-    nn.Identity, nn.Dropout, nn.AlphaDropout, *CHANNEL_DROPOUTS, nn.Flatten, nn.Unflatten,
-    nn.ChannelShuffle, nn.Embedding, nn.Upsample,
-)  # fmt: skip
-FREE_NAMES = {
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "flatten", "view", "reshape", "size",
-    "contiguous", "clone", "detach", "getattr", "getitem", "cat", "concat", "chunk", "split",
-    "transpose", "permute", "squeeze", "unsqueeze", "expand", "expand_as", "interpolate", "pad",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """The cost of one node of the network.
-
-    Attributes:
-        name: Its fx name.
-        type: The class of the layer, or the name of the function.
-        flops: Floating-point operations, a multiply-accumulate counted as 1.
-        bitops: `flops` × the product of the operand precisions.
-        parameters: Its parameters.
-        activations: The elements that it puts out.
-    """
-
-    name: str
-    type: str
-    flops: int
-    bitops: int
-    parameters: int
-    activations: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a network.
-
-    Attributes:
-        layers: The cost of every node, in graph order.
-        parameters: All parameters; one that several layers share counts once.
-        convention: How it was counted: a name from `CONVENTIONS`.
-        batch_size: The samples that `flops`, `bitops` and `activations` are for.
-        precision: Bits of a weight and of an activation.
-    """
-
-    layers: tuple[LayerCost, ...]
-    parameters: int
-    convention: str
-    batch_size: int
-    precision: int
-
-    @property
-    def total_flops(self) -> int:
-        """FLOPs of all layers."""
-        return sum(layer.flops for layer in self.layers)
-
-    @property
-    def total_bitops(self) -> int:
-        """Bitops of all layers."""
-        return sum(layer.bitops for layer in self.layers)
+from labkit.errors import LabkitError
+from labkit.operators.nodes import is_shape, module_of
+from labkit.operators.registry import operator_of
+from labkit.transform.channels import find_channels
+from labkit.transform.counting import Cost, Counting, LayerCost, Shapes
+from labkit.transform.graph import Example, example_input_for, trace
+from labkit.transform.groups import Channels, Side
+from labkit.transform.plan import Plan, Resolution, widths_of
 
 
 def output_shapes(
@@ -140,81 +35,30 @@ def output_shapes(
     Raises:
         LabkitError: The network does not take this input.
     """
-    return _shapes(_traced(model, example_input))
+    shapes = _shapes(_traced(model, example_input))
+    return {name: tuple(shape[1:]) for name, shape in shapes.items()}
 
 
 def _traced(model: nn.Module, example_input: Example | None) -> GraphModule:
     return trace(model, example_input_for(model) if example_input is None else example_input)
 
 
-def _shapes(traced: GraphModule) -> dict[str, tuple[int, ...]]:
+def _shapes(traced: GraphModule) -> Shapes:
     return {
-        node.name: node.meta["shape"][1:]
+        node.name: node.meta["shape"]
         for node in traced.graph.nodes
         if node.op != "output" and is_shape(node.meta["shape"])
     }
 
 
-def _passes(node: Node, module: nn.Module | None, read: int, written: int) -> tuple[int, int]:
-    """Returns the FLOPs of the forward and of the backward pass of one node.
-
-    Args:
-        node: The node.
-        module: The layer that it calls, if it does.
-        read: Elements of its first input.
-        written: Elements that it puts out.
-    """
-    name = getattr(node.target, "__name__", node.target)
-    if isinstance(module, MATMUL_MODULES):
-        # Each weight of [out, in / groups, …] meets each output; transposed, each input.
-        transposed = isinstance(module, TRANSPOSED_CONVOLUTIONS)
-        macs = (read if transposed else written) * math.prod(module.weight.shape[1:])
-        return macs, 2 * macs
-    if isinstance(module, NORM_MODULES):
-        return 4 * written, 4 * written
-    if isinstance(module, FREE_MODULES) or (module is None and name in FREE_NAMES):
-        return 0, 0
-    if isinstance(module, ACTIVATION_MODULES):
-        return written, written
-    if isinstance(module, POOLING_MODULES) or node.target in POOLING_FUNCTIONS:
-        return read, read
-    if module is None and name in REDUCTIONS:
-        return read, read
-    if node.target in SHAPE_PRESERVING_FUNCTIONS or node.target in SHAPE_PRESERVING_METHODS:
-        return written, written
-    warnings.warn(f"no cost is known for {describe(node)}; it counts as 0", stacklevel=4)
-    return 0, 0
+def _calls(traced: GraphModule) -> list[Node]:
+    """Returns the calls that put out a tensor, and not a number as `x.size(0)` does."""
+    calls = ("call_module", "call_function", "call_method")
+    return [n for n in traced.graph.nodes if n.op in calls and is_shape(n.meta["shape"])]
 
 
-def _layer_costs(
-    traced: GraphModule,
-    *,
-    shapes: dict[str, tuple[int, ...]],
-    old_shapes: dict[str, tuple[int, ...]],
-    batch_size: int,
-    backward: bool,
-    precision: int,
-) -> Iterator[LayerCost]:
-    for node in traced.graph.nodes:
-        if node.op not in ("call_module", "call_function", "call_method"):
-            continue
-        if node.name not in shapes:  # not a tensor, as in x.size(0)
-            continue
-        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        counted = shapes if isinstance(module, MATMUL_MODULES) else shapes | old_shapes
-        source = next((n.name for n in node.all_input_nodes if n.name in counted), node.name)
-        read, written = (batch_size * math.prod(counted[name]) for name in (source, node.name))
-        forward, backward_flops = _passes(node, module, read, written)
-        flops = forward + backward_flops * backward
-        parameters = sum(p.numel() for p in module.parameters()) if module is not None else 0
-        yield LayerCost(
-            name=node.name,
-            type=type(module).__name__ if module is not None else node.name,
-            flops=flops,
-            bitops=flops * precision ** (2 if parameters else 1),
-            parameters=parameters,
-            activations=batch_size * math.prod(shapes[node.name]),
-        )
+def _n_parameters(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def total_cost(
@@ -226,39 +70,135 @@ def total_cost(
     shapes_from: nn.Module | None = None,
     example_input: Example | None = None,
 ) -> Cost:
-    """Returns what a network costs.
+    """Returns what a network costs, from the shapes that its tensors have when it runs.
 
     Args:
         model: The network.
         batch_size: Samples in the batch that is counted.
-        convention: `inference`, `training` or `reference`; see the module's documentation.
+        convention: `inference`, `training` or `reference`; see `labkit.transform.counting`.
         precision: Bits of a weight and of an activation.
-        shapes_from: Under `reference`, the network before the transform, which every layer except
-            Linear takes its shape from; by default the network itself.
+        shapes_from: Under `reference`, the network before the transform, from which all but matrix
+            products take their shapes; by default the network itself.
         example_input: `[batch, …]`, or one such tensor for each input; only shapes after the batch
             axis matter. By default read off the first layer.
 
     Raises:
         LabkitError: An argument is out of range, or the network does not take the example.
     """
-    if convention not in CONVENTIONS:
-        raise LabkitError(
-            f"convention: unknown {convention!r}; {did_you_mean(convention, CONVENTIONS)}"
-        )
-    for key, value in (("batch_size", batch_size), ("precision", precision)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise LabkitError(f"{key}: expected a positive integer, got {value!r}")
+    counting = Counting.checked(batch_size, convention, precision)
     if shapes_from is not None and convention != "reference":
         raise LabkitError(f"shapes_from: only 'reference' uses it, not {convention!r}")
     traced = _traced(model, example_input)
-    old_shapes = output_shapes(shapes_from, example_input) if shapes_from is not None else {}
-    layers = _layer_costs(
-        traced,
-        shapes=_shapes(traced),
-        old_shapes=old_shapes,
-        batch_size=batch_size,
-        backward=convention != "inference",
-        precision=precision,
+    shapes = old_shapes = _shapes(traced)
+    if shapes_from is not None:
+        old_shapes = {**shapes, **_shapes(_traced(shapes_from, example_input))}
+    layers = (
+        counting.price(node, shapes, old_shapes, _n_parameters(module_of(node)))
+        for node in _calls(traced)
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    return Cost(tuple(layers), parameters, convention, batch_size, precision)
+    return counting.total(layers, _n_parameters(model))
+
+
+def cost_of(
+    channels: nn.Module | Channels,
+    plan: Plan | Resolution | None = None,
+    *,
+    batch_size: int = 1,
+    convention: str = "inference",
+    precision: int = 32,
+    example_input: Example | None = None,
+) -> Cost:
+    """Returns what a network costs under a plan: the `total_cost` of `apply(model, plan)`.
+
+    Nothing is built or run: all shapes follow from the plan. What a layer costs is worked out once
+    for the widths that it sees, so thousands of plans are priced in a fraction of a second.
+
+    Example:
+        >>> channels = find_channels(model)
+        >>> flops = {plan: cost_of(channels, plan).total_flops for plan in plans}
+
+    Args:
+        channels: The network's channel groups; or the network, whose groups are found first.
+        plan: A plan for this network; `None` is the network as it is.
+        batch_size, convention, precision: As `total_cost` takes them. Under `reference` all but
+            matrix products have the shapes of the network as it is.
+        example_input: As `find_channels` takes it.
+
+    Raises:
+        LabkitError: An argument is out of range, or the plan is for another network.
+    """
+    counting = Counting.checked(batch_size, convention, precision)
+    channels = find_channels(channels, example_input)
+    widths = widths_of(channels, plan)
+    by_counting = _prices.setdefault(channels, {})
+    if counting not in by_counting:
+        by_counting[counting] = [
+            _Priced(node, channels, counting) for node in _calls(channels.traced)
+        ]
+    priced = by_counting[counting]
+    layers = [each.cost(widths) for each in priced]
+    parameters = channels.n_parameters
+    counted: set[nn.Module] = set()
+    for each, layer in zip(priced, layers):
+        if each.resized is not None and each.resized not in counted:
+            counted.add(each.resized)
+            parameters += layer.parameters - each.own_parameters
+    return counting.total(layers, parameters)
+
+
+class _Priced:
+    """A call of a network, with what it costs for each of the widths that were asked for.
+
+    Args:
+        node: The call.
+        channels: Of the network.
+        counting: How it is counted.
+
+    Attributes:
+        resized: The layer that it calls, if that has widths of its own.
+        own_parameters: Those of the layer as it is.
+    """
+
+    def __init__(self, node: Node, channels: Channels, counting: Counting):
+        self.node, self.counting = node, counting
+        module, operator = module_of(node), operator_of(node)
+        is_resized = operator is not None and operator.sides(module) is not None
+        self.resized = module if is_resized else None
+        self.own_parameters = _n_parameters(module)
+        names = [n.name for n in (*node.all_input_nodes, node) if n.name in channels.shapes]
+        self.axes = {name: channels.shapes[name] for name in names}
+        self.sides = (channels.inputs[node.name], channels.outputs[node.name]) if is_resized else ()
+        axes = (*self.sides, *itertools.chain(*self.axes.values()))
+        groups = (g for axis in axes if isinstance(axis, Side) for g in axis.groups)
+        self.groups = tuple(dict.fromkeys(g.name for g in groups if g.fixed is None))
+        self.costs: dict[tuple[int, ...], LayerCost] = {}
+
+    def cost(self, widths: Mapping[str, int]) -> LayerCost:
+        """Returns what it costs under a plan.
+
+        Args:
+            widths: Group name → width.
+        """
+        seen = tuple([widths[name] for name in self.groups])
+        if seen not in self.costs:
+            shapes = self.shapes(widths)
+            old_shapes = self.shapes({}) if self.counting.convention == "reference" else shapes
+            parameters = self.own_parameters
+            operator = operator_of(self.node)
+            if self.resized is not None and operator is not None:
+                n_in, n_out = (side.width_in(widths) for side in self.sides)
+                parameters = operator.n_parameters(self.resized, n_in, n_out)
+            self.costs[seen] = self.counting.price(self.node, shapes, old_shapes, parameters)
+        return self.costs[seen]
+
+    def shapes(self, widths: Mapping[str, int]) -> Shapes:
+        """Returns the shapes of what it reads and returns under a plan."""
+        return {
+            name: [axis.width_in(widths) if isinstance(axis, Side) else axis for axis in axes]
+            for name, axes in self.axes.items()
+        }
+
+
+_prices: weakref.WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = (
+    weakref.WeakKeyDictionary()
+)

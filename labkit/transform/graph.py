@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node, Proxy, Tracer, symbolic_trace
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import is_lazy
 
 from labkit.errors import LabkitError, did_you_mean
+from labkit.operators import layout as lay
+from labkit.operators.nodes import Size, describe, module_of
+from labkit.operators.registry import leaf_functions, operator_of
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# What has widths of its own on each side: the layers that a configuration can scale.
-SCALABLE_MODULES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Embedding)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-# One parameter (or running statistic) a channel.
-CHANNELWISE_MODULES = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
-# Layers that are one node even where a user's class inherits from them.
-LAYERS = (*SCALABLE_MODULES, *CHANNELWISE_MODULES)
-
-
-class Size(int):
-    """A size that was read off a tensor, or follows from one: `x.size(1) // 2` is such a size."""
-
-    def __floordiv__(self, other: Any) -> int:
-        return Size(int(self) // other) if isinstance(other, int) else NotImplemented
-
-    def __mul__(self, other: Any) -> int:
-        return Size(int(self) * other) if isinstance(other, int) else NotImplemented
-
-    __rmul__ = __mul__
+# Layers that take [batch, features].
+FEATURES = (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.PReLU)
+# Tracing replaces `nn.Module.__call__` and `__getattr__` for all threads: one traces at a time.
+_tracing = threading.RLock()
 
 
 class _Value(Proxy):
@@ -77,6 +63,34 @@ class _Value(Proxy):
 
 
 class _Tracer(Tracer):
+    """Traces a network; other threads run theirs meanwhile, as they would without."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=leaf_functions())
+        self.thread = threading.get_ident()
+
+    @property
+    def passes(self) -> bool:
+        """Whether what is being run now is not to be traced."""
+        return threading.get_ident() != self.thread
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.passes:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.passes:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        operator = operator_of(m)
+        known = operator is not None and operator.leaf
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+class _ShapeTracer(_Tracer):
     """Traces a network while it runs on an example, so that code may look at shapes.
 
     After `trace`, `meta["shape"]` of each node is the shape of its tensor, a tuple of shapes, or
@@ -88,18 +102,9 @@ class _Tracer(Tracer):
         self.inputs = list(inputs)
         self.running = False  # a node, on the example: nothing is traced meanwhile
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.running:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self.running:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+    @property
+    def passes(self) -> bool:
+        return self.running or super().passes
 
     def proxy(self, node: Node) -> Proxy:
         return _Value(node, self)
@@ -162,11 +167,6 @@ def _shape(value: Any) -> Any:
     return tuple(map(_shape, value)) if isinstance(value, tuple | list) else None
 
 
-def is_shape(shape: Any) -> bool:
-    """Returns whether `meta["shape"]` of a node is that of one tensor."""
-    return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
-
-
 def _inputs_of(model: nn.Module, example_input: Example) -> tuple[torch.Tensor, ...]:
     """Returns an example as a tuple of inputs, each of two rows, so that a batch shows as one."""
     inputs = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
@@ -193,9 +193,14 @@ def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule
         if is_lazy(parameter):
             raise LabkitError(f"model: {name} is not initialised; run one forward pass first")
     try:
-        if example_input is None:
-            return model if isinstance(model, GraphModule) else symbolic_trace(model)
-        return GraphModule(model, _Tracer(_inputs_of(model, example_input)).trace(model))
+        with _tracing:
+            if example_input is not None:
+                tracer: _Tracer = _ShapeTracer(_inputs_of(model, example_input))
+            elif isinstance(model, GraphModule):
+                return model
+            else:
+                tracer = _Tracer()
+            return GraphModule(model, tracer.trace(model), class_name=type(model).__name__)
     except LabkitError:
         raise
     # Tracing runs the user's own forward function, which may raise anything.
@@ -219,23 +224,16 @@ def example_input_for(model: nn.Module) -> torch.Tensor:
     for node in traced.graph.nodes:
         if not any(source in as_wide for source in node.all_input_nodes):
             continue
-        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        match module:
-            case nn.Linear():
-                width = module.in_features
-            case nn.BatchNorm1d():
-                width = module.num_features
-            case nn.LayerNorm() if len(module.normalized_shape) == 1:
-                width = module.normalized_shape[0]
-            case nn.PReLU() if module.num_parameters > 1:
-                width = module.num_parameters
-            case _ if isinstance(module, LAYERS) and not isinstance(module, nn.PReLU):
-                break
-            case _:
-                as_wide.append(node)
-                continue
-        parameter = next(model.parameters(), torch.empty(0))
-        return torch.zeros(1, width, dtype=parameter.dtype, device=parameter.device)
+        module, operator = module_of(node), operator_of(node)
+        sides = None if operator is None or module is None else operator.sides(module)
+        if sides is not None and isinstance(module, FEATURES):
+            parameter = next(model.parameters(), torch.empty(0))
+            size = lay.size(sides[0])
+            return torch.zeros(1, size, dtype=parameter.dtype, device=parameter.device)
+        is_layer = operator is not None and operator.leaf and module is not None
+        if is_layer and not isinstance(module, nn.PReLU):
+            break
+        as_wide.append(node)
     raise LabkitError(
         f"example_input: the input shape of {type(model).__name__} cannot be told from its first "
         "layer; pass one input, with its batch axis"
@@ -267,15 +265,3 @@ def find_layer(traced: GraphModule, name: str) -> Node:
 def operator_name(module: nn.Module) -> str:
     """Returns the operator by which a configuration with `by = "type"` names this layer."""
     return type(module).__name__.lower()
-
-
-def describe(node: Node, root: nn.Module | None = None) -> str:
-    """Returns a node the way an error message names it: its name and what it calls."""
-    root = root or node.graph.owning_module
-    if node.op == "call_module":
-        called: object = type(root.get_submodule(str(node.target))).__name__ if root else "?"
-    elif node.op == "call_function":
-        called = torch.typename(node.target)
-    else:
-        called = node.target
-    return f"'{node.name}' ({called})"

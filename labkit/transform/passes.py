@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,11 @@ import pandas as pd
 from torch import nn
 
 from labkit.errors import LabkitError
-from labkit.transform.applying import Weights, apply
-from labkit.transform.channels import Channels, Side, find_channels
+from labkit.transform.applying import Weights, apply, copies
+from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, layer_nodes
+from labkit.transform.groups import Channels, Side
 from labkit.transform.plan import PassConfig, Plan, Resolution, resolve
-from labkit.transform.weights import inexact
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,30 @@ class TransformInfo:
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html()
+
+
+def inexact(channels: Channels, widths: Mapping[str, int]) -> Iterator[str]:
+    """Yields why a widened network cannot compute just what it did, a sentence a reason.
+
+    Args:
+        channels: The network's channel groups.
+        widths: Group name → new width.
+    """
+    grown = {group.name for group in channels.free if widths[group.name] > group.width}
+    chosen = copies(channels, widths)
+    for mixing in channels.mixing:
+        if not any(group.name in grown for group in mixing.side.groups):
+            continue
+        counts = mixing.side.positions(chosen).bincount(minlength=mixing.side.width)
+        if not mixing.averages:
+            yield f"{mixing.node} computes over channels, whose number grows"
+        elif len(counts.unique()) > 1:
+            yield f"{mixing.node} averages over channels, which are not all copied equally often"
+    sides = [*channels.inputs.values(), *channels.outputs.values()]
+    scattered = (part.group.name for side in sides for part in side.parts if not part.ordered)
+    for name in dict.fromkeys(scattered):
+        if name in grown:
+            yield f"the channels of '{name}' are dealt out, and copies do not stay by originals"
 
 
 def channel_multiplier_transform_pass(

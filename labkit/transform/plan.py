@@ -18,8 +18,10 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.transform.channels import Channels, Part, Side, find_channels
-from labkit.transform.graph import SCALABLE_MODULES, Example, find_layer, operator_name
+from labkit.operators.registry import scalable_modules
+from labkit.transform.channels import find_channels
+from labkit.transform.graph import Example, find_layer, operator_name
+from labkit.transform.groups import Channels, Part, Side
 
 # The sides of a layer that each request name writes, in the order in which it writes them.
 SIDES: dict[str | None, tuple[str, ...]] = {
@@ -232,7 +234,7 @@ def resolve(
     *,
     strict: bool = False,
     example_input: Example | None = None,
-    kinds: tuple[type[nn.Module], ...] = SCALABLE_MODULES,
+    kinds: tuple[type[nn.Module], ...] | None = None,
 ) -> Resolution:
     """Returns the widths that a configuration asks of a network; builds nothing.
 
@@ -249,7 +251,8 @@ def resolve(
         strict: Raise where a request would change a width that cannot change, instead of skipping
             it with a `SkippedRequest` warning.
         example_input: As `find_channels` takes it.
-        kinds: The layers that a configuration reaches.
+        kinds: The classes of layers that a configuration reaches; by default all that can be
+            scaled.
 
     Raises:
         LabkitError: The configuration is wrong, or a layer that it names meets a node of which
@@ -259,7 +262,7 @@ def resolve(
     widths = {group.name: group.width for group in channels.free}
     decided_by: dict[str, str] = {}
     skipped: list[str] = []
-    for request in _requests(channels, pass_config, kinds):
+    for request in _requests(channels, pass_config, kinds or scalable_modules()):
         side = request.side_of(channels)
         free = [group for group in side.groups if group.fixed is None]
         for group in free:

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from labkit.operators.normalisation import BatchNorm
+from labkit.operators.registry import scalable_modules
 from labkit.transform.channels import find_channels
-from labkit.transform.cost import output_shapes
-from labkit.transform.graph import BATCH_NORMS, SCALABLE_MODULES, layer_nodes, trace
+from labkit.transform.cost import cost_of, output_shapes, total_cost
+from labkit.transform.counting import CONVENTIONS
+from labkit.transform.graph import layer_nodes, trace
 from labkit.transform.passes import channel_multiplier_transform_pass
 from labkit.transform.plan import SkippedRequest
 
@@ -207,7 +210,7 @@ def made_as_if_trained(model: nn.Module) -> None:
     """Gives all parameters and statistics random values, as training would."""
     torch.manual_seed(0)
     for module in model.modules():
-        if isinstance(module, BATCH_NORMS):
+        if isinstance(module, BatchNorm.modules):
             nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
     for parameter in model.parameters():
@@ -246,7 +249,7 @@ def test_random_networks_under_random_plans(program: Program, data: st.DataObjec
     before = program(x)
 
     channels = find_channels(program, x)
-    names = [n.name for n, m in layer_nodes(channels.traced) if isinstance(m, SCALABLE_MODULES)]
+    names = [n.name for n, m in layer_nodes(channels.traced) if isinstance(m, scalable_modules())]
     names += [group.name for group in channels.free if group.name not in names]
     widening = data.draw(st.booleans())
     multipliers = st.sampled_from([1.5, 2, 3] if widening else [0.3, 0.5, 1, 1.5, 2])
@@ -262,6 +265,12 @@ def test_random_networks_under_random_plans(program: Program, data: st.DataObjec
         )
 
     after = new(x)
+    # A plan costs what its network does, although nothing is built for it.
+    options = {"convention": data.draw(st.sampled_from(CONVENTIONS)), "batch_size": 3}
+    old = program if options["convention"] == "reference" else None
+    built = total_cost(new, shapes_from=old, example_input=x, **options)  # type: ignore[arg-type]
+    assert cost_of(channels, info.plan, **options) == built  # type: ignore[arg-type]
+
     if widening and not info.inexact:
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9 * before.abs().max().item())
     assert after.shape == before.shape

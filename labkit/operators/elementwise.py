@@ -1,0 +1,176 @@
+"""What works on each element, alone or with those of other tensors, and keeps the shape."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node
+
+from labkit.operators import layout as lay
+from labkit.operators.base import Axes, Call, Functions, Layer, Modules, Operator, Shape
+from labkit.operators.building import NotStackable, StackBuilder, Stacked, at_zero, folded
+from labkit.operators.layout import Layout
+from labkit.operators.nodes import describe
+from labkit.operators.registry import register_operator
+from labkit.operators.weights import OUT
+
+
+@register_operator
+class Elementwise(Operator):
+    """Activations and arithmetic: one operation an element."""
+
+    leaf = False
+    modules: ClassVar[Modules] = (
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+        nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
+        nn.Softshrink, nn.Tanhshrink, nn.Threshold, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+    )  # fmt: skip
+    functions: ClassVar[Functions] = (
+        F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
+        F.hardtanh, F.hardsigmoid, F.hardswish, F.softplus, F.softsign, F.logsigmoid, torch.relu,
+        torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.abs, torch.neg, torch.sqrt,
+        torch.square, torch.clamp, torch.add, torch.sub, torch.mul, torch.div, torch.maximum,
+        torch.minimum, torch.pow, operator.add, operator.sub, operator.mul, operator.truediv,
+        operator.neg, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.pow,
+        "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "log", "abs", "neg", "sqrt",
+        "square", "clamp", "clamp_", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+        "pow", "float", "double",
+    )  # fmt: skip
+
+    def flow(self, call: Call) -> Any:
+        """Joins the axes that meet, aligned at the last one; those of size 1 are broadcast."""
+        if not all(isinstance(axes, list) for axes in call.inputs):
+            return None
+        result: Axes = []
+        for i in range(1, max(map(len, call.inputs)) + 1):
+            meeting = [axes[-i] for axes in call.inputs if len(axes) >= i]
+            wide = [axis for axis in meeting if lay.size(axis) > 1]
+            for axis in meeting if wide else ():
+                if lay.size(axis) == 1:
+                    lay.fix(axis, f"it is broadcast over channels in {describe(call.node)}")
+            first, *others = wide or meeting
+            for axis in others:
+                lay.join(first, axis)
+            result.insert(0, first)
+        return result
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return math.prod(written)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        first, *others = stack.inputs(node)
+        for other in others:
+            if other.spatial != first.spatial or not torch.equal(other.real, first.real):
+                raise NotStackable(f"{describe(node)} joins channels that lie in different places")
+        stays_zero = at_zero(node, stack.module(node)) == 0
+        result = stack.repeat(node, first)
+        if stays_zero or first.real.all():
+            return result
+        return stack.masked(result, f"{node.name}_real", len(node.meta["shape"]))
+
+
+@register_operator
+class Passing(Elementwise):
+    """What costs nothing: dropout, which only some trainings have, and copies."""
+
+    modules: ClassVar[Modules] = (nn.Identity, nn.Dropout)
+    functions: ClassVar[Functions] = (
+        F.dropout,
+        torch.clone,
+        torch.detach,
+        "contiguous",
+        "clone",
+        "detach",
+    )
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return 0
+
+
+@register_operator
+class AlphaDropout(Passing):
+    """Dropout that turns zeros into other numbers, so that padding would not stay zero."""
+
+    modules = (nn.AlphaDropout, nn.FeatureAlphaDropout)
+    functions = ()
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        return None
+
+
+@register_operator
+class ChannelDropout(Passing):
+    """Dropout of whole channels."""
+
+    modules = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    functions = (F.dropout1d, F.dropout2d, F.dropout3d)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        if len(node.meta["shape"]) > 4:
+            return None
+        return stack.repeat(node, stack.spatial(node))
+
+
+@register_operator
+class Softmax(Elementwise):
+    """Not elementwise, but it keeps the shape and has no parameters, so a width passes through."""
+
+    modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    functions = (F.softmax, F.log_softmax, torch.softmax, "softmax", "log_softmax")
+
+    def flow(self, call: Call) -> Any:
+        dim = call.module.dim if call.module is not None else call.argument(1, "dim")
+        call.mix(call.x[1 if dim is None else dim])
+        return super().flow(call)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        return None
+
+
+@register_operator
+class PReLU(Elementwise, Layer):
+    """An activation with a parameter for each channel, or one for all."""
+
+    leaf = True
+    modules = (nn.PReLU,)
+    functions = ()
+    tensors: ClassVar = {"weight": (OUT,)}
+    attributes: ClassVar = {"num_parameters": OUT}
+
+    def axis(self, module: nn.Module, ndim: int) -> int:
+        return min(1, ndim - 1)
+
+    def sides(self, module: nn.PReLU) -> tuple[Layout, Layout] | None:
+        if module.num_parameters == 1:
+            return None
+        axis = lay.width(module.num_parameters)
+        return axis, axis
+
+    def flow(self, call: Call) -> Any:
+        return (Elementwise if call.sides is None else Layer).flow(self, call)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        x, module = stack.inputs(node)[0], stack.module(node)
+        if module.num_parameters == 1:
+            raise NotStackable(f"{describe(node)} has one parameter for all channels")
+
+        def build() -> nn.Module:
+            layer = copy.deepcopy(module) if x.spatial else StackedPReLU()
+            layer.weight = stack.load(node, "weight", x.real, folded=True)
+            return layer
+
+        return stack.layer(node, build, x, x.real)
+
+
+class StackedPReLU(nn.PReLU):
+    """`nn.PReLU` for each candidate, of `[candidates, channels, rows]`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(folded(x)).view_as(x)

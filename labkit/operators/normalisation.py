@@ -1,0 +1,162 @@
+"""Normalisations: four operations an element (subtract, scale, and affine)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from labkit.operators import layout as lay
+from labkit.operators.base import Call, Layer, Operator, Shape
+from labkit.operators.building import StackBuilder, Stacked, folded
+from labkit.operators.layout import Layout
+from labkit.operators.nodes import spatial_rank
+from labkit.operators.registry import register_operator
+from labkit.operators.weights import OUT
+
+RUNNING = ("running_mean", "running_var")
+
+
+class Normalisation(Layer):
+    """One parameter (or running statistic) a channel."""
+
+    tensors: ClassVar = dict.fromkeys(("weight", "bias", *RUNNING), (OUT,))
+    attributes: ClassVar = {"num_features": OUT}
+
+    def sides(self, module: Any) -> tuple[Layout, Layout] | None:
+        axis = lay.width(module.num_features)
+        return axis, axis
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return 4 * math.prod(written)
+
+
+@register_operator
+class BatchNorm(Normalisation):
+    """Each channel over the batch and space."""
+
+    modules = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    fixes_space = False
+
+    def axis(self, module: nn.Module, ndim: int) -> int:
+        return min(1, ndim - 1)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        x, module = stack.inputs(node)[0], stack.module(node)
+        if isinstance(module, nn.BatchNorm3d):
+            return None
+
+        def build() -> nn.Module:
+            layer = copy.deepcopy(module) if x.spatial else StackedBatchNorm(module)
+            for name in self.tensors:
+                if getattr(module, name) is not None:
+                    setattr(layer, name, stack.load(node, name, x.real, folded=True))
+            return layer
+
+        return stack.layer(node, build, x, x.real)
+
+
+class StackedBatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` for each candidate, of `[candidates, channels, rows]`.
+
+    In training it is computed as a group norm with a group a channel: the same within rounding, and
+    on a CPU several times faster where a channel's rows are contiguous.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d):
+        features = norm.num_features
+        super().__init__(features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.num_batches_tracked = copy.deepcopy(norm.num_batches_tracked)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(folded(x)).view_as(x)
+        rows = x.shape[2]
+        channels = x.numel() // rows
+        y, mean, rstd = torch.native_group_norm(
+            x.contiguous(), self.weight, self.bias, 1, channels, rows, channels, self.eps
+        )
+        count = self.num_batches_tracked if self.track_running_stats else None
+        if count is not None and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                count += 1
+                factor = 1 / count.item() if self.momentum is None else self.momentum
+                variance = rstd[0].pow(-2).sub_(self.eps).mul_(rows / (rows - 1))  # unbiased
+                self.running_mean.lerp_(mean[0], factor)
+                self.running_var.lerp_(variance, factor)
+        return y
+
+
+@register_operator
+class InstanceNorm(Normalisation):
+    """Each channel of each image over space."""
+
+    modules = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+    def axis(self, module: nn.Module, ndim: int) -> int:
+        return ndim - 1 - spatial_rank(module)
+
+
+@register_operator
+class GroupNorm(Normalisation):
+    """Equal groups of channels; with one for each channel, it follows the width of its input."""
+
+    modules = (nn.GroupNorm,)
+    tensors: ClassVar = {"weight": (OUT,), "bias": (OUT,)}
+    attributes: ClassVar = {"num_channels": OUT}
+
+    def variant(self, module: Any) -> Operator:
+        return CHANNEL_NORM if module.num_groups == module.num_channels else self
+
+    def axis(self, module: nn.Module, ndim: int) -> int:
+        return 1
+
+    def sides(self, module: nn.GroupNorm) -> tuple[Layout, Layout]:
+        axis = lay.width(module.num_channels // module.num_groups) * module.num_groups
+        return axis, axis
+
+    def flow(self, call: Call) -> Any:
+        if call.sides is not None:
+            call.mix(call.sides[0], averages=True)
+        return super().flow(call)
+
+
+class ChannelNorm(GroupNorm):
+    """A group norm with a group for each channel."""
+
+    attributes: ClassVar = {"num_channels": OUT, "num_groups": OUT}
+
+    def sides(self, module: nn.GroupNorm) -> tuple[Layout, Layout]:
+        axis = lay.width(module.num_channels)
+        return axis, axis
+
+    def flow(self, call: Call) -> Any:
+        return Layer.flow(self, call)
+
+
+CHANNEL_NORM = ChannelNorm()
+
+
+@register_operator
+class LayerNorm(Normalisation):
+    """All features of the last axis; over several axes it is not known."""
+
+    modules = (nn.LayerNorm,)
+    tensors: ClassVar = {"weight": (OUT,), "bias": (OUT,)}
+    attributes: ClassVar = {"normalized_shape": OUT}
+
+    def sides(self, module: nn.LayerNorm) -> tuple[Layout, Layout] | None:
+        if len(module.normalized_shape) > 1:
+            return None
+        axis = lay.width(module.normalized_shape[0])
+        return axis, axis
+
+    def flow(self, call: Call) -> Any:
+        if call.sides is not None:
+            call.mix(call.sides[0], averages=True)
+        return super().flow(call)

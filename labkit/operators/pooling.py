@@ -1,0 +1,113 @@
+"""What works on the space of each channel by itself: pooling, padding, upsampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node
+
+from labkit.operators import layout as lay
+from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape
+from labkit.operators.building import StackBuilder, Stacked
+from labkit.operators.nodes import describe, is_shape, spatial_rank
+from labkit.operators.registry import register_operator
+
+
+class Spatial(Operator):
+    """Works on the last axes, which must not be channels, and keeps the others."""
+
+    leaf = False
+
+    def rank(self, call: Call) -> int:
+        """Returns how many axes it works on."""
+        return spatial_rank(call.module or call.node.target)
+
+    def flow(self, call: Call) -> Any:
+        if not isinstance(call.x, list) or not is_shape(call.shape):
+            return None
+        kept: Axes = call.x[: len(call.x) - self.rank(call)]
+        if any(map(lay.free, call.x[len(kept) :])):
+            return None
+        return [*kept, *map(lay.plain, call.shape[len(kept) :])]
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return 0
+
+
+@register_operator
+class Pooling(Spatial):
+    """Costs one operation for each element that it reads."""
+
+    modules: ClassVar[Modules] = (
+        nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+        nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
+        nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    )  # fmt: skip
+    functions: ClassVar[Functions] = (
+        F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d,
+        F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.max_pool1d, torch.max_pool2d,
+        torch.max_pool3d,
+    )  # fmt: skip
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return math.prod(read[0])
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        if not is_shape(node.meta["shape"]) or len(node.meta["shape"]) > 4:
+            return None
+        return stack.repeat(node, stack.spatial(node))
+
+
+@register_operator
+class PowerPooling(Pooling):
+    """The root of a sum of powers, whose gradient at zero is not finite."""
+
+    modules = (nn.LPPool1d, nn.LPPool2d)
+    functions = (F.lp_pool1d, F.lp_pool2d)
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        return None
+
+
+@register_operator
+class Padding(Spatial):
+    """Layers that make the space larger; the function may pad any axis, the channels too."""
+
+    modules = (
+        nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
+        nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+        nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+    )  # fmt: skip
+    functions = (F.pad,)
+
+    def flow(self, call: Call) -> Any:
+        if call.module is not None:
+            return super().flow(call)
+        axes, pads = list(call.x), call.argument(1, "pad")
+        for i, (before, after) in enumerate(zip(pads[::2], pads[1::2]), 1):
+            if min(before, after) < 0 and lay.free(axes[-i]):
+                return None
+            if min(before, after) < 0:
+                axes[-i] = lay.plain(call.shape[-i])
+                continue
+            why = f"{describe(call.node)} pads with so many channels"
+            first, last = (lay.constant(n, why) if n else () for n in (before, after))
+            axes[-i] = (*first, *axes[-i], *last)
+        return axes
+
+
+@register_operator
+class Upsampling(Spatial):
+    """Works on all axes but the rows and channels."""
+
+    modules = (nn.Upsample,)
+    functions = (F.interpolate,)
+
+    def rank(self, call: Call) -> int:
+        return len(call.x) - 2

@@ -1,0 +1,86 @@
+"""A layer's tensors under other widths, from what their axes are.
+
+A channel that is added copies another one, and what sums over the copies divides their weights by
+the number of copies, so a wider network computes what it did before (Net2WiderNet,
+arXiv:1511.05641).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+class Axis(enum.Enum):
+    """What the entries along one axis of a layer's tensor are for; see `Operator.tensors`."""
+
+    IN = "each input channel, and summed over"
+    OUT = "each output channel"
+    EACH = "each input channel, used by itself"
+
+
+IN, OUT, EACH = Axis
+Tensors = Sequence[Axis | None]
+
+
+def carried(
+    tensor: torch.Tensor,
+    axes: Tensors,
+    inputs: torch.Tensor,
+    outputs: torch.Tensor,
+    *,
+    groups: int = 1,
+    noise: float = 0.0,
+) -> torch.Tensor:
+    """Returns a layer's tensor for channels that copy others.
+
+    Args:
+        tensor: What it was; of several groups, `[groups · rows, columns, …]`: a block of rows, with
+            columns of its own, for each.
+        axes: What its first axes are.
+        inputs: int `[new input channels]`, the old one that each copies.
+        outputs: The same of its output.
+        groups: The number of blocks.
+        noise: Added to what writes a channel whose original has a copy before it, as a share of the
+            tensor's standard deviation.
+    """
+    share = 1 / inputs.bincount()[inputs].to(tensor.dtype)
+    written = OUT if OUT in axes else EACH
+    blocks = []
+    for block in range(groups):
+        part, copied = tensor, torch.zeros((), dtype=torch.bool)
+        for dim, axis in enumerate(axes):
+            if axis is None:
+                continue
+            chosen = outputs if axis is OUT else inputs
+            places = chosen.chunk(groups)[block]
+            part = part.index_select(dim, places % tensor.shape[dim] if dim else places)
+            along = [-1 if i == dim else 1 for i in range(tensor.ndim)]
+            if axis is IN:
+                part = part * share.chunk(groups)[block].view(along)
+            if axis is written:
+                copied = _copied(chosen).chunk(groups)[block].view(along)
+        if noise:
+            part = part + noise * tensor.std() * torch.randn_like(part) * copied
+        blocks.append(part)
+    return torch.cat(blocks)
+
+
+def _copied(chosen: torch.Tensor) -> torch.Tensor:
+    """Returns which channels copy one that has a copy before them."""
+    places = torch.arange(len(chosen), device=chosen.device)
+    first = chosen.new_full((int(chosen.max()) + 1,), len(chosen))
+    first = first.scatter_reduce(0, chosen, places, "amin")
+    return first[chosen] != places
+
+
+def resized(shape: Sequence[int], axes: Tensors, n_in: int, n_out: int, groups: int = 1) -> int:
+    """Returns how many elements a layer's tensor has for other widths."""
+    sizes = list(shape)
+    for dim, axis in enumerate(axes):
+        if axis is not None:
+            sizes[dim] = (n_out if axis is OUT else n_in) // (groups if dim else 1)
+    return math.prod(sizes)
