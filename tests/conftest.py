@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+# Before torch: it sets how torch's threads wait.
+import labkit.runtime  # noqa: F401  # isort: skip
+
 import numpy as np
 import pytest
 import torch

@@ -16,10 +16,11 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Layer, Modules, Operator, Shape, register_operator
+from labkit.operators.base import Layer, Modules, Operator, Shape
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, outer
 from labkit.operators.layout import Layout, Term, Var
 from labkit.operators.nodes import describe, spatial_rank
+from labkit.operators.registry import register_operator
 from labkit.operators.weights import EACH, IN, OUT
 
 

@@ -14,19 +14,11 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import (
-    Axes,
-    Call,
-    Functions,
-    Layer,
-    Modules,
-    Operator,
-    Shape,
-    register_operator,
-)
+from labkit.operators.base import Axes, Call, Functions, Layer, Modules, Operator, Shape
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, at_zero, folded
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import describe
+from labkit.operators.registry import register_operator
 from labkit.operators.weights import OUT
 
 

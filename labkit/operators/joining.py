@@ -10,10 +10,11 @@ import torch
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Path, register_operator
+from labkit.operators.base import Axes, Call, Path
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import argument, as_tuple, describe
+from labkit.operators.registry import register_operator
 from labkit.operators.shaping import Moving
 
 

@@ -11,10 +11,11 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Layer, Shape, register_operator
+from labkit.operators.base import Call, Layer, Shape
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, outer
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import describe
+from labkit.operators.registry import register_operator
 from labkit.operators.weights import IN, OUT
 
 

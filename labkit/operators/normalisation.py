@@ -12,10 +12,11 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Layer, Operator, Shape, register_operator
+from labkit.operators.base import Call, Layer, Operator, Shape
 from labkit.operators.building import StackBuilder, Stacked, folded
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import spatial_rank
+from labkit.operators.registry import register_operator
 from labkit.operators.weights import OUT
 
 RUNNING = ("running_mean", "running_var")

@@ -12,9 +12,10 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape, register_operator
+from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape
 from labkit.operators.building import StackBuilder, Stacked
 from labkit.operators.nodes import describe, is_shape, spatial_rank
+from labkit.operators.registry import register_operator
 
 
 class Spatial(Operator):

@@ -10,9 +10,10 @@ import torch
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Functions, Operator, Shape, register_operator
+from labkit.operators.base import Call, Functions, Operator, Shape
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
 from labkit.operators.nodes import as_tuple, describe, is_shape
+from labkit.operators.registry import register_operator
 
 
 @register_operator

@@ -12,11 +12,12 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Operator, Shape, register_operator
+from labkit.operators.base import Axes, Call, Operator, Shape
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
 from labkit.operators.elementwise import Elementwise
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import Size, as_tuple, describe
+from labkit.operators.registry import register_operator
 
 
 class Moving(Operator):

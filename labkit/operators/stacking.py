@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.operators.base import operator_of
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
 from labkit.operators.nodes import describe, is_shape
+from labkit.operators.registry import operator_of
 
 
 class Stack(StackBuilder):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
-from labkit.operators.base import operator_of
 from labkit.operators.nodes import describe
+from labkit.operators.registry import operator_of
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, layer_nodes, trace
 from labkit.transform.groups import Channels, Copies, Literal, Side

@@ -18,9 +18,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Operator, operator_of
+from labkit.operators.base import Call, Operator
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe, is_shape, module_of
+from labkit.operators.registry import operator_of
 from labkit.transform.graph import Example, example_input_for, layer_nodes, trace
 from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side
 

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.operators import layout as lay
-from labkit.operators.base import leaf_functions, operator_of
 from labkit.operators.nodes import Size, describe, module_of
+from labkit.operators.registry import leaf_functions, operator_of
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.operators.base import scalable_modules
+from labkit.operators.registry import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, operator_name
 from labkit.transform.groups import Channels, Part, Side

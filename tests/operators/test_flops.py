@@ -120,5 +120,3 @@ def test_products_train_at_three_times_their_forward_pass() -> None:
     others = [nn.Embedding(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.MaxPool1d(2)]
     assert all(operator_of(module).matrix_product for module in products)  # type: ignore[union-attr]
     assert not any(operator_of(module).matrix_product for module in others)  # type: ignore[union-attr]
-
-

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from labkit.operators.base import scalable_modules
 from labkit.operators.normalisation import BatchNorm
+from labkit.operators.registry import scalable_modules
 from labkit.transform.channels import find_channels
-from labkit.transform.cost import output_shapes
+from labkit.transform.cost import cost_of, output_shapes, total_cost
+from labkit.transform.counting import CONVENTIONS
 from labkit.transform.graph import layer_nodes, trace
 from labkit.transform.passes import channel_multiplier_transform_pass
 from labkit.transform.plan import SkippedRequest
@@ -264,6 +265,12 @@ def test_random_networks_under_random_plans(program: Program, data: st.DataObjec
         )
 
     after = new(x)
+    # A plan costs what its network does, although nothing is built for it.
+    options = {"convention": data.draw(st.sampled_from(CONVENTIONS)), "batch_size": 3}
+    old = program if options["convention"] == "reference" else None
+    built = total_cost(new, shapes_from=old, example_input=x, **options)  # type: ignore[arg-type]
+    assert cost_of(channels, info.plan, **options) == built  # type: ignore[arg-type]
+
     if widening and not info.inexact:
         torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9 * before.abs().max().item())
     assert after.shape == before.shape
