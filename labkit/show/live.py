@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from abc import ABCMeta, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,12 +21,10 @@ POLL_SECONDS = 1.0
 LINES = 5  # of the message
 
 
-class _PanelType(ABCMeta, type(ipw.VBox)):  # type: ignore[misc]
-    """A widget's type, with abstract methods."""
-
-
-class LivePanel(ipw.VBox, metaclass=_PanelType):
+class LivePanel(ipw.VBox):
     """A front that grows, the table of best trials, and the report of a point that is clicked.
+
+    A subclass says where the results are, and whether more may come.
 
     Args:
         controls: What is above them.
@@ -57,17 +54,17 @@ class LivePanel(ipw.VBox, metaclass=_PanelType):
         super().__init__([*controls, status, self.message, self.figure, self.table, self.report])
 
     @property
-    @abstractmethod
     def results(self) -> Results:
         """The results so far."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _n_finished(self) -> int:
         """Returns how many trials there are, at little cost."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _is_running(self) -> bool:
         """Returns whether there may be more trials later."""
+        return True
 
     def select(self, number: int) -> None:
         """Shows the layer report of a trial's network, as a click on its point does."""

@@ -19,7 +19,7 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls
-from labkit.show.live import LivePanel
+from labkit.show.live import POLL_SECONDS, LivePanel
 from labkit.study.config import SearchConfig
 from labkit.study.results import Results
 from labkit.study.search import Search
@@ -63,9 +63,6 @@ class StudyPanel(LivePanel):
 
     def _n_finished(self) -> int:
         return len(self.study.get_trials(deepcopy=False))
-
-    def _is_running(self) -> bool:
-        return True
 
 
 class SearchPanel(LivePanel):
@@ -200,7 +197,7 @@ class SearchPanel(LivePanel):
         return self._threads[0].is_alive()
 
     def _pause(self) -> None:
-        self._threads[0].join(1.0)  # the search: its end is shown at once
+        self._threads[0].join(POLL_SECONDS)  # the search: its end is shown at once
 
     def _watch(self) -> None:
         super()._watch()

@@ -4,14 +4,19 @@ import json
 import socket
 import time
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import optuna
+import optuna_dashboard
 import pytest
 
 import labkit
-from labkit.data.dataset import Dataset
+from labkit.data import Dataset
 from labkit.errors import LabkitError
+from labkit.study.record import Failure, FailureKind, Record
+from labkit.study.store import Asked
 
 
 def notes(link: str) -> list[str]:
@@ -41,6 +46,25 @@ def test_the_dashboard_shows_names_and_widths_and_frees_its_port(
     dashboard.stop()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(dashboard.link.split(":")[-1][:-1]))) != 0
+
+
+def test_a_note_is_shown_and_not_stored_and_ones_own_stays(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    tables["search"]["strategy"]["setup"]["n_trials"] = 2
+    study = labkit.Search(tables, data=blobs, folder=tmp_path)
+    study.run(progress=False)
+    trial = optuna.Trial(study.study, study.study.trials[1]._trial_id)
+    optuna_dashboard.save_note(trial, "my own")
+    failure = Failure(kind=FailureKind.RUNNER, message="energy: <b>no</b>")
+    study.store.tell(Asked({}, datetime.now()), Record(failure=failure), None)
+    before = (tmp_path / "study.db").read_bytes()
+    dashboard = labkit.dashboard(tmp_path)
+    widths, own, failed = notes(dashboard.link)
+    dashboard.stop()
+    assert widths.startswith("trained\n\n- `seq_blocks_2`: ")
+    assert (own, failed) == ("my own", "energy: &lt;b&gt;no&lt;/b&gt;\n\n")
+    assert (tmp_path / "study.db").read_bytes() == before
 
 
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
