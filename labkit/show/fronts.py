@@ -16,6 +16,7 @@ from labkit.show.style import (
     PURPLE,
     TEMPLATE,
     cost_axis,
+    finite,
     look,
     metric_text,
     say_if_empty,
@@ -113,20 +114,20 @@ def _spread_and_hover(
     results: Results, rows: pd.DataFrame, quality: str, cost: str
 ) -> dict[str, Any]:
     """Returns what points say of replicates, and what they say when the pointer is over them."""
-    spread = f"{quality}_std"
-    bars, said = None, ""
-    if spread in rows:
-        bars = {"array": rows[spread].where(np.isfinite(rows[spread]), 0), "thickness": 1}
-        said = " ± %{error_y.array:.4f}"
+    # Networks that were trained once have no spread.
+    spread = rows.get(f"{quality}_std", pd.Series(None, rows.index, dtype=float))
+    known = [value if finite(value) else None for value in spread]
+    widths = [
+        "<br>".join(f"{text(group)}: {n}" for group, n in results.plan(number).widths)
+        for number in rows.index
+    ]
+    said = ["" if value is None else f" ± {value:.4f}" for value in known]
     return {
-        "error_y": bars,
-        "customdata": [
-            (number, "<br>".join(f"{text(g)}: {n}" for g, n in results.plan(number).widths))
-            for number in rows.index
-        ],
+        "error_y": {"array": known, "thickness": 1} if any(said) else None,
+        "customdata": list(zip(rows.index, widths, said)),
         "hovertemplate": (
-            f"{text(quality)} %{{y:.4f}}{said}<br>{text(cost)} %{{x:,}}<br>%{{customdata[1]}}"
-            "<extra>trial %{customdata[0]}</extra>"
+            f"{text(quality)} %{{y:.4f}}%{{customdata[2]}}<br>{text(cost)} %{{x:,}}<br>"
+            "%{customdata[1]}<extra>trial %{customdata[0]}</extra>"
         ),
     }
 

@@ -74,11 +74,10 @@ def hypervolume_history(
     }
     everything = np.concatenate(list(losses.values()))
     everything = everything[np.isfinite(everything).all(axis=1)]
-    if reference is None:
-        worst = everything.max(axis=0, initial=-np.inf)
-    else:
-        worst = signs * np.asarray(reference, float)
-    best = np.minimum(everything.min(axis=0, initial=np.inf), worst)
+    if not len(everything):
+        everything = np.zeros((1, len(objectives)))  # there is nothing to scale
+    worst = everything.max(axis=0) if reference is None else signs * np.asarray(reference, float)
+    best = np.minimum(everything.min(axis=0), worst)
     scale = np.where(worst > best, worst - best, 1.0)
     tables = []
     for name, rows in finished.items():

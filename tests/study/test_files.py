@@ -75,7 +75,7 @@ def test_a_search_in_which_all_networks_are_right_has_its_page(tmp_path: Path, c
     data = Dataset.from_arrays(np.stack([y, -y, y], axis=1) * 10.0, y, name="easy")
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     found = search(
-        model=model, data=data, widths=[1, 2, 3], trials=4, epochs=20, folder=tmp_path,
+        model=model, data=data, widths=[1, 2, 3], trials=4, epochs=200, folder=tmp_path,
         progress=False,
     )  # fmt: skip
     assert set(found.trials["accuracy"]) == {1.0}

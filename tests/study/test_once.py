@@ -26,7 +26,7 @@ def test_the_reports_search_traces_once_and_builds_each_candidate_once(
         return run
 
     monkeypatch.setattr(fx.Tracer, "trace", counted("trace", fx.Tracer.trace))
-    analysis = channels_module._Analysis
+    analysis = channels_module._Walk
     monkeypatch.setattr(analysis, "__init__", counted("analysis", analysis.__init__))
     monkeypatch.setattr(executor, "apply", counted("apply", executor.apply))
     tables["search"]["strategy"]["setup"] |= {"n_trials": 16, "sampler": "bruteforce"}

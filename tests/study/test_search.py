@@ -107,8 +107,8 @@ def test_a_folder_holds_all_that_is_promised(
     assert {path.name for path in tmp_path.iterdir()} == FILES
     log = json.loads((tmp_path / "log.json").read_text())
     assert len(log) == 8
-    recorded = {"software_metrics", "hardware_metrics", "scaled_metrics", "sampled_config", "plan"}
-    assert all(recorded - {"plan"} | {"widths"} <= set(trial) for trial in log.values())
+    recorded = {"software_metrics", "hardware_metrics", "scaled_metrics", "pass_config", "widths"}
+    assert all(recorded <= set(trial) for trial in log.values())
     best = json.loads((tmp_path / "best.json").read_text())
     assert {int(number) for number in best} == set(results.front.index)
     markdown = (tmp_path / "best.md").read_text()

@@ -1,0 +1,191 @@
+"""What each operator does to channels: its output's shape where the widths before it double."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labkit.errors import LabkitError
+from labkit.transform import Channels, Plan, SkippedRequest, apply, find_channels, resolve
+
+X = torch.zeros(2, 3, 5, 4)
+Function = Callable[..., Any]
+
+
+class Around(nn.Module):
+    """A convolution of 4 channels, something, and a linear layer that reads all that comes out."""
+
+    def __init__(self, what: Function, n_out: int):
+        super().__init__()
+        self.stem, self.what, self.head = nn.Conv2d(3, 4, 1), what, nn.Linear(n_out, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(self.what(self.stem(x)), 1))
+
+
+def around(what: Function) -> tuple[nn.Module, Channels]:
+    with torch.no_grad():
+        n_out = torch.flatten(what(torch.zeros(2, 4, 5, 4)), 1).shape[1]
+    model = Around(what, n_out)
+    return model, find_channels(model, X)
+
+
+@pytest.mark.parametrize(
+    ("what", "shape"),
+    [
+        (nn.ReLU(), (8, 5, 4)),
+        (nn.Dropout2d(), (8, 5, 4)),
+        (lambda x: x + 1, (8, 5, 4)),
+        (lambda x: x.clamp(min=0) / 2, (8, 5, 4)),
+        (nn.Softmax(1), (8, 5, 4)),
+        (lambda x: F.log_softmax(x, dim=2), (8, 5, 4)),
+        (nn.MaxPool2d(2), (8, 2, 2)),
+        (nn.AdaptiveAvgPool2d((1, 3)), (8, 1, 3)),
+        (lambda x: F.avg_pool2d(x, 3, 1), (8, 3, 2)),
+        (nn.ZeroPad2d((1, 0, 0, 2)), (8, 7, 5)),
+        (nn.Upsample(scale_factor=3), (8, 15, 12)),
+        (lambda x: F.interpolate(x, scale_factor=2), (8, 10, 8)),
+        (lambda x: F.pad(x, (1, 2)), (8, 5, 7)),
+        (lambda x: F.pad(x, (0, -1, -1, 0)), (8, 4, 3)),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (11, 5, 4)),  # zeros beside the channels
+        (nn.Flatten(), (160,)),
+        (nn.Flatten(2), (8, 20)),
+        (lambda x: x.flatten(1, 2), (40, 4)),
+        (lambda x: x.view(2, 4, 20), (8, 20)),
+        (lambda x: x.reshape(x.size(0), 2, 2, 20), (2, 4, 20)),  # the first that can
+        (lambda x: x.reshape(x.size(0), 2, x.size(1) // 2, 20), (2, 4, 20)),  # as the code says
+        (lambda x: x.reshape(x.size(0), -1, 2, 20), (4, 2, 20)),
+        (lambda x: x.transpose(1, 3), (4, 5, 8)),
+        (lambda x: torch.permute(x, (0, 2, 3, 1)), (5, 4, 8)),
+        (lambda x: x.permute(0, 2, -1, 1), (5, 4, 8)),
+        (lambda x: x.unsqueeze(1), (1, 8, 5, 4)),
+        (lambda x: x.unsqueeze(-1), (8, 5, 4, 1)),
+        (lambda x: x.mean(2, keepdim=True).squeeze(2), (8, 4)),
+        (lambda x: x.mean(3, True).squeeze(), (8, 5)),
+        (lambda x: x.mean((2, 3), keepdim=True).expand(2, 4, 6, 7), (8, 6, 7)),
+        (lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 6, 7), (8, 6, 7)),
+        (lambda x: x.mean((2, 3), True).expand_as(x), (8, 5, 4)),
+        (lambda x: x.mean((2, 3)), (8,)),
+        (lambda x: x.sum(-1), (8, 5)),
+        (lambda x: torch.sum(x, 1), (5, 4)),
+        (lambda x: torch.amax(x, 1, keepdim=True), (1, 5, 4)),
+        (lambda x: torch.cat([x, x], 1), (16, 5, 4)),
+        (lambda x: torch.cat([x, x], -1), (8, 5, 8)),
+        (lambda x: x.chunk(2, 1)[0], (4, 5, 4)),
+        (lambda x: torch.chunk(x, 2, dim=2)[1], (8, 2, 4)),
+        (lambda x: x.split([2, 3], dim=2)[1], (8, 3, 4)),
+        (lambda x: x[:, :, 1], (8, 4)),
+        (lambda x: x[:, :, 1:3, None], (8, 2, 1, 4)),
+        (lambda x: x[..., 0], (8, 5)),
+        (lambda x: x[:, : x.size(1) // 2], (4, 5, 4)),
+        (nn.ChannelShuffle(2), (8, 5, 4)),
+        (nn.GroupNorm(2, 4), (8, 5, 4)),
+        (nn.Conv2d(4, 8, 3, groups=4), (16, 3, 2)),  # depthwise, two for each
+        (nn.ConvTranspose2d(4, 4, 2, 2, groups=4), (8, 10, 8)),
+    ],
+)
+def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> None:
+    model, channels = around(what)
+    widths = {group.name: 2 * group.width for group in channels.free}
+    assert widths
+    read = channels.traced.graph.find_nodes(op="call_function", target=torch.flatten)[-1].args[0]
+    got = [a if isinstance(a, int) else a.width_in(widths) for a in channels.shapes[read.name]]
+    assert tuple(got) == (2, *shape)
+    # The network that is built has just these shapes.
+    new = apply(model, Plan(tuple(widths.items())), channels=channels)
+    traced = find_channels(new, X).traced
+    node = traced.graph.find_nodes(op="call_function", target=torch.flatten)[-1].args[0]
+    assert node.meta["shape"] == (2, *shape)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (lambda x: x.view(-1, 4), "'view'"),  # channels in the rows
+        (lambda x: x + x.mean(), "'mean'"),
+        (lambda x: x[:, [0, 2]], "'getitem'"),
+        (lambda x: x[:, ::2], "'getitem'"),
+        (lambda x: x[:, 1], "'getitem'"),
+        (lambda x: x.chunk(3, 1)[0], "'chunk'"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), "'pad'"),
+        (lambda x: F.max_pool2d(x.transpose(1, 3), 2), "'max_pool2d'"),
+        (lambda x: x.transpose(1, 2).expand(2, 5, 4, 4).unfold(1, 2, 2), "'unfold'"),
+        (lambda x: x.transpose(2, 3) @ x, "'matmul'"),
+        (lambda x: x.flatten(1).unflatten(1, (4, 20)), "'unflatten'"),
+        (nn.Unflatten(1, (2, 2)), "Unflatten"),
+        (nn.LayerNorm((5, 4)), "LayerNorm"),
+    ],
+)
+def test_what_cannot_follow_keeps_its_width_and_is_named(what: Function, reason: str) -> None:
+    fixed = [group for group in around(what)[1].groups if group.name == "stem"]
+    assert fixed[0].unknown
+    assert reason in str(fixed[0].fixed)
+
+
+def test_what_is_broadcast_over_channels_keeps_its_width() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gate, self.b = nn.Linear(3, 4), nn.Linear(3, 1), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x) * self.gate(x))
+
+    channels = find_channels(Gate(), torch.zeros(1, 3))
+    assert [group.name for group in channels.free] == ["a"]
+    gate = next(group for group in channels.groups if group.name == "gate")
+    assert gate.fixed == "it is broadcast over channels in 'mul' (_operator.mul)"
+
+
+def test_a_layer_with_a_tensor_of_its_own_keeps_its_widths() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.register_buffer("mask", torch.ones(3, 4))
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Masked(), nn.Linear(3, 2))
+    reasons = {group.name: group.fixed for group in find_channels(model).groups}
+    assert reasons["_0"] == reasons["_2"] == "labkit does not know what 'mask' of '_2' follows"
+
+
+def test_a_layer_of_two_inputs_keeps_its_widths() -> None:
+    class Two(nn.Linear):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + y)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.two, self.c = (
+                nn.Linear(3, 4), nn.Linear(3, 4), Two(4, 5), nn.Linear(5, 2),
+            )  # fmt: skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.two(self.a(x), self.b(x)))
+
+    channels = find_channels(Net(), torch.zeros(1, 3))
+    assert channels.free == ()
+    config = {"by": "type", "default": {"config": {"name": "both", "channel_multiplier": 2}}}
+    with warnings.catch_warnings(action="ignore", category=SkippedRequest):
+        assert len(resolve(channels, config).skipped) == 8
+    named = {"by": "name", "default": {"config": {"name": None}}}
+    request = {"config": {"name": "output_only", "channel_multiplier": 2}}
+    with pytest.raises(LabkitError, match=r"two output.*'two' \(Two\)"):
+        resolve(channels, {**named, "two": request})
+
+
+def test_a_literal_is_where_it_stands() -> None:
+    _, channels = around(lambda x: x.view(2, 4, 20)[:, 1:3])
+    found = {(lit.node, lit.path): lit.value for lit in channels.literals}
+    assert set(found) == {
+        ("view", ("args", 2)),
+        ("getitem", ("args", 1, 1, "start")),
+        ("getitem", ("args", 1, 1, "stop")),
+    }
+    widths = {group.name: 3 * group.width for group in channels.free}
+    values = [side.width_in(widths) for side in found.values()]  # type: ignore[union-attr]
+    assert values == [12, 3, 9]

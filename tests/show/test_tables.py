@@ -1,0 +1,80 @@
+"""Tables of a network and of its plans."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from labkit import apply, compare, find_channels, get_model, layer_table, resolve
+from labkit.show.tables import html_table
+from labkit.transform import graph
+from tests.conftest import EXAMPLES
+
+DOUBLE = {
+    "by": "name",
+    "default": {"config": {"name": "output_only", "channel_multiplier": 2}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::labkit.transform.plan.SkippedRequest")
+@pytest.mark.parametrize("convention", ["inference", "training", "reference"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_plan_is_compared_as_the_network_that_it_makes(name: str, convention: str) -> None:
+    channels = find_channels(get_model(name), EXAMPLES[name])
+    resolution = resolve(channels, DOUBLE)
+    network = apply(get_model(name), resolution, channels=channels)
+    options: dict[str, Any] = {"convention": convention, "batch_size": 2}
+    built = compare(get_model(name), network, example_input=EXAMPLES[name], **options)
+    for plan in (resolution, resolution.plan):
+        pd.testing.assert_frame_equal(compare(channels, plan, **options), built)
+    assert built["parameters", "after"]["total"] == sum(p.numel() for p in network.parameters())
+
+
+def test_nothing_is_traced_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = find_channels(get_model("jsc-toy"))
+    plan = resolve(channels, {"by": "type", "default": {"config": {"name": None}}})
+
+    def trace(*_: object) -> None:
+        raise AssertionError("it was traced")
+
+    monkeypatch.setattr(graph.Tracer, "trace", trace)
+    assert compare(channels, plan)["flops", "ratio"]["total"] == 1
+    assert layer_table(channels, plan)["out"]["seq_blocks_2"] == 8
+
+
+def test_the_layers_of_a_network() -> None:
+    table = layer_table(get_model("jsc-toy"), convention="training", batch_size=10)
+    assert table.loc["seq_blocks_2"].tolist() == [
+        "Linear", 16, 8, "seq_blocks_2", 16 * 8 + 8, 3 * 10 * 16 * 8, 3 * 10 * 16 * 8 * 32**2,
+        pytest.approx(3 * 10 * 16 * 8 / table["flops"]["total"]),
+    ]  # fmt: skip
+    assert table["share"].iloc[:-1].sum() == pytest.approx(1)
+    assert table["flops"]["total"] == table["flops"].iloc[:-1].sum()
+
+
+def test_a_layer_may_be_called_total() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.total = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.total(x)
+
+    table = layer_table(Named())
+    assert table["type"].tolist() == ["Linear", ""]
+    assert compare(Named(), Named())["flops", "ratio"].tolist() == [1, 1]
+
+
+def test_tables_for_pages() -> None:
+    table = pd.DataFrame({"whole": [1234.0, None], "part": [0.5, 2], "name": ["<b>", None]})
+    shown = html_table(table.astype({"whole": "Int64"}).set_axis(["<i>", "x" * 99]))
+    assert "NA" not in shown
+    assert "None" not in shown
+    assert "<i>" not in shown
+    assert "x" * 99 in shown
+    assert html_table(table.head(0)).count("<td>") == 0
+    for cell in ("1,234", "", "0.5000", "2.0000", "&lt;b&gt;"):
+        assert f"<td>{cell}</td>" in shown
