@@ -108,8 +108,11 @@ def fit_stack(
     Args:
         networks: On the device of the data; each one a plan's, of the network of `channels`.
         channels: Found before, by `labkit.transform.channels.find_channels`.
-        data, settings, on_epoch, on_step: As `train_stack` takes them.
+        data: As `train_stack` takes it.
+        settings: As there.
         seeds: One a network: they decide the order of the rows and the masks of Dropout.
+        on_epoch: As `train_stack` takes it.
+        on_step: As there.
 
     Returns:
         One `Trained` a network, in their order.
