@@ -63,8 +63,13 @@ def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator
         called = module_of(called) or called.target
     if not isinstance(called, nn.Module):
         return _functions.get(called)
-    found = next((_modules[kind] for kind in type(called).__mro__ if kind in _modules), None)
-    return found and found.variant(called)
+    kind = registered_class(called)
+    return None if kind is None else _modules[kind].variant(called)
+
+
+def registered_class(module: nn.Module) -> type[nn.Module] | None:
+    """Returns the class of a layer, or the nearest it inherits from, that has an operator."""
+    return next((kind for kind in type(module).__mro__ if kind in _modules), None)
 
 
 def scalable_modules() -> Modules:

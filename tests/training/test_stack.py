@@ -25,6 +25,7 @@ from labkit.training.stack import (
     why_not_stackable,
 )
 from labkit.transform.applying import apply, initialise
+from labkit.transform.channels import find_channels
 from labkit.transform.models import get_model
 from labkit.transform.plan import Plan
 
@@ -227,9 +228,17 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
     assert difference.abs().max() <= control.abs().max() + 0.0101
 
 
+class Doubled(nn.Linear):
+    """A layer whose forward the stack would not run."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (Doubled(8, 8), r"'_1' \(Doubled\) has a forward of its own"),
         (nn.LayerNorm(8), r"'_1' \(LayerNorm\) mixes channels"),
         (nn.Softmax(dim=1), r"'_1' \(Softmax\) mixes channels"),
         (nn.AlphaDropout(), "AlphaDropout"),
@@ -240,8 +249,9 @@ def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: 
     model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
     why = why_not_stackable(model, blobs)
     assert why is not None
+    plan = Plan(tuple((group.name, group.width) for group in find_channels(model).free))
     with pytest.raises(NotStackable, match=reason):
-        train_stack(model, [Plan((("_0", 8),))], blobs)
+        train_stack(model, [plan], blobs)
     assert why_not_stackable(get_model("jsc-s"), blobs) is None
 
 
