@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
 from labkit.operators.nodes import describe, is_shape, module_of
-from labkit.operators.registry import operator_of, registered_class
+from labkit.operators.registry import has_own_forward, operator_of
 
 
 class Stack(StackBuilder):
@@ -47,10 +47,8 @@ class Stack(StackBuilder):
             self.graph.output(self.tensors[node.args[0]].node)
         elif shape is not None:  # otherwise only a reshape can use it, and that does without
             module, operator = module_of(node), operator_of(node)
-            if module is not None and operator is not None:
-                kind = registered_class(module)
-                if kind is not None and type(module).forward is not kind.forward:
-                    raise NotStackable(f"{describe(node)} has a forward of its own")
+            if module is not None and has_own_forward(module):
+                raise NotStackable(f"{describe(node)} has a forward of its own")
             stacked = None if operator is None else operator.stacked(self, node)
             if stacked is None:
                 raise NotStackable(f"{describe(node)} mixes channels, or labkit does not know it")
