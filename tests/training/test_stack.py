@@ -321,6 +321,27 @@ def test_networks_that_are_built_train_in_place(blobs: Dataset) -> None:
             assert torch.equal(tensor, other.model.state_dict()[name])
 
 
+def test_nothing_is_traced_or_built_again(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plans = get_model("jsc-toy"), toy_plans()[:3]
+    channels = find_channels(model, blobs.x_val[:1])
+    networks = [apply(model, plan, channels=channels) for plan in plans]
+    traces: list[None] = []
+    built: list[None] = []
+    monkeypatch.setattr("torch.fx.Tracer.trace", lambda *_, **__: traces.append(None))
+    monkeypatch.setattr(
+        "labkit.training.stack.apply",
+        lambda *args, **options: built.append(None) or apply(*args, **options),
+    )
+    settings = TrainSettings(max_epochs=1, batch_size=64)
+    assert stack_width(channels, plans, blobs, settings) > 1
+    step_seconds(networks, channels, blobs, settings)
+    fit_stack(networks, channels, blobs, settings, [0, 0, 0])
+    assert not built
+    train_stack(model, plans, blobs, settings, channels=channels)
+    assert len(built) == 3
+    assert not traces
+
+
 def test_candidates_that_keep_their_weights_start_from_them(blobs: Dataset) -> None:
     data, model = double(blobs), initialise(get_model("jsc-toy"), 5).double()
     train(model, data, TrainSettings(max_epochs=1))
