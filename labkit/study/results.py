@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from numbers import Integral
 from typing import Any
 
 import optuna
@@ -226,8 +227,9 @@ class Results:
         )
 
     def _repr_html_(self) -> str:
-        table = self.front_table().to_html(border=0, float_format="{:,.4f}".format)
-        return f"<p>{self.counts()}</p>{table}"
+        table = self.front_table().map(lambda v: f"{v:,}" if isinstance(v, Integral) else v)
+        html = table.to_html(border=0, float_format="{:,.4f}".format)
+        return f"<p>{self.counts()}</p>{html}"
 
 
 def _spread(values: Sequence[float]) -> str:
