@@ -56,6 +56,8 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (nn.Flatten(2), (8, 20)),
         (lambda x: x.flatten(1, 2), (40, 4)),
         (lambda x: x.view(2, 4, 20), (8, 20)),
+        (lambda x: x.view((2, 4, 20)), (8, 20)),
+        (lambda x: torch.reshape(x, shape=(2, 4, -1)), (8, 20)),
         (lambda x: x.reshape(x.size(0), 2, 2, 20), (2, 4, 20)),  # the first that can
         (lambda x: x.reshape(x.size(0), 2, x.size(1) // 2, 20), (2, 4, 20)),  # as the code says
         (lambda x: x.reshape(x.size(0), -1, 2, 20), (4, 2, 20)),
