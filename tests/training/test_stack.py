@@ -231,9 +231,17 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
     assert difference.abs().max() <= control.abs().max() + 0.0101
 
 
+class Doubled(nn.Linear):
+    """A layer whose forward the stack would not run."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (Doubled(8, 8), r"'_1' \(Doubled\) has a forward of its own"),
         (nn.LayerNorm(8), r"'_1' \(LayerNorm\) mixes channels"),
         (nn.Softmax(dim=1), r"'_1' \(Softmax\) mixes channels"),
         (nn.AlphaDropout(), "AlphaDropout"),
@@ -242,8 +250,9 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
 )
 def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: str) -> None:
     model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
+    plan = Plan(tuple((group.name, group.width) for group in find_channels(model).free))
     with pytest.raises(NotStackable, match=reason):
-        train_stack(model, [Plan((("_0", 8),))], blobs)
+        train_stack(model, [plan], blobs)
 
 
 def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
