@@ -2,7 +2,7 @@
 
 The loop is written once. A network alone gives logits `[rows, classes]` and one loss; a stack, one
 module that is many networks, gives logits `[networks, classes, rows]` and a loss a network. In both
-the classes are axis 1, and the last axis of what follows is the rows: the lines are the same.
+the classes are axis 1, and the last axis of the labels is the rows: the lines are the same.
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ class Learner:
             y: Their labels.
             rows: int64 `[orders, rows]`: those of the batch, in an order a distinct seed.
         """
-        return x[rows[0]], y[rows[0]]
+        [only] = rows
+        return x[only], y[only]
+
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns the mean cross-entropy of a batch: a number, or `[networks]`."""
+        return F.cross_entropy(logits, labels)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the networks' logits `[networks, classes, rows]`, computed part by part."""
@@ -97,22 +102,23 @@ def fit(
         torch.manual_seed(seeds[0])  # Dropout draws from the global generator
         while running:
             network.train()
-            sums = torch.zeros(2, len(trained), dtype=torch.float64, device=x.device)
+            loss_sum, right = torch.zeros(2, len(trained), dtype=torch.float64, device=x.device)
             order = torch.stack([epoch_order(len(x), settings, g) for g in generators]).to(x.device)
             for rows in order.split(settings.batch_size, dim=1):
                 if on_step is not None:
                     on_step()
                 inputs, labels = learner.batch(x, y, rows)
                 logits = network(inputs)
-                losses = F.cross_entropy(logits, labels, reduction="none").mean(dim=-1)
+                losses = learner.losses(logits, labels)
                 optimizer.zero_grad()
                 losses.sum().backward()  # each network's loss reaches its own weights only
                 optimizer.step()
                 scheduler.step()
-                right = (logits.detach().max(dim=1).indices == labels).sum(dim=-1)
                 # Summed as tensors: reading a number here would wait for the device every step.
-                sums += torch.stack([losses.detach() * rows.shape[1], right]).view(2, -1)
-            means = dict(zip(("train_loss", "train_accuracy"), sums / order.shape[1]))
+                loss_sum += losses.detach() * rows.shape[1]
+                right += (logits.detach().max(dim=1).indices == labels).sum(dim=-1)
+            n_rows = order.shape[1]
+            means = {"train_loss": loss_sum / n_rows, "train_accuracy": right / n_rows}
             network.eval()
             with torch.no_grad():
                 latest = by_network(means | scores(learner.logits(data.x_val), data.y_val))

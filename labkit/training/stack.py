@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from labkit.data.dataset import Dataset
@@ -150,6 +151,9 @@ class _Together(Learner):
         self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.stack.spread(x[rows], self.order_of), y[rows][self.order_of]
+
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         parts = x.split(max(EVALUATION_ROWS // self.stack.size, 1))
