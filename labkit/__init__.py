@@ -1,14 +1,9 @@
 """Find how wide each layer of a small neural network should be."""
 
 import ast
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-# Before torch is loaded: a thread that waits for another soon sleeps. By default it holds its core
-# for long, and where other programs run, training becomes up to a hundred times slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Name → the module that it is imported from when it is first used. The list is `__init__.pyi`.
 _HOMES = {

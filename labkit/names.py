@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pkgutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from labkit.errors import LabkitError, did_you_mean
+from labkit.runtime import importable_from
 
 T = TypeVar("T")
 
@@ -80,13 +80,9 @@ def build(key: str, name: str, make: Any, kind: type[T]) -> T:
 @contextlib.contextmanager
 def _users_code(problem: str) -> Iterator[None]:
     """Imports from the working directory too, and says in words what the code within raised."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     importlib.invalidate_caches()  # a file may have been written a moment ago
-    try:
-        yield
-    except (Exception, SystemExit) as error:  # it may raise anything
-        raise LabkitError(f"{problem}: {type(error).__name__}: {error}") from error
-    finally:
-        with contextlib.suppress(ValueError):  # that code has removed it itself
-            sys.path.remove(here)
+    with importable_from(Path.cwd()):
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # it may raise anything
+            raise LabkitError(f"{problem}: {type(error).__name__}: {error}") from error

@@ -14,12 +14,12 @@ import pytest
 import labkit
 
 FACE = {
-    *("Dataset", "LabkitError", "LayerExplorer", "Results", "Search", "SearchPanel", "StudyPanel"),
-    *("TrainSettings", "apply", "channel_groups", "channel_multiplier_transform_pass", "compare"),
-    *("count", "dashboard", "evaluate", "find_channels", "get_model", "layer_table"),
-    *("linear_multiplier_transform_pass", "load_best", "load_config", "load_data", "plots"),
-    *("register_runner", "register_space", "report_graph_analysis_pass", "resolve", "search"),
-    *("total_cost", "train", "train_stack", "Operator", "cost_of", "register_operator"),
+    *("Dataset", "LabkitError", "LayerExplorer", "Operator", "Results", "Search", "SearchPanel"),
+    *("StudyPanel", "TrainSettings", "apply", "channel_groups", "compare", "cost_of", "count"),
+    *("channel_multiplier_transform_pass", "dashboard", "evaluate", "find_channels", "get_model"),
+    *("layer_table", "linear_multiplier_transform_pass", "load_best", "load_config", "load_data"),
+    *("plots", "register_operator", "register_runner", "register_space", "resolve", "search"),
+    *("report_graph_analysis_pass", "total_cost", "train", "train_stack"),
 }
 HEAVY = {
     *("torch", "plotly", "pandas", "sklearn", "scipy", "optuna", "ipywidgets", "IPython"),

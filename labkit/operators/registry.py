@@ -63,8 +63,18 @@ def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator
         called = module_of(called) or called.target
     if not isinstance(called, nn.Module):
         return _functions.get(called)
-    found = next((_modules[kind] for kind in type(called).__mro__ if kind in _modules), None)
-    return found and found.variant(called)
+    kind = _registered(called)
+    return None if kind is None else _modules[kind].variant(called)
+
+
+def _registered(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in type(module).__mro__ if kind in _modules), None)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Returns whether a layer computes something else than the class that has the operator."""
+    kind = _registered(module)
+    return kind is not None and type(module).forward is not kind.forward
 
 
 def scalable_modules() -> Modules:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
-from labkit.operators.nodes import describe, is_shape
-from labkit.operators.registry import operator_of
+from labkit.operators.nodes import describe, is_shape, module_of
+from labkit.operators.registry import has_own_forward, operator_of
 
 
 class Stack(StackBuilder):
@@ -46,7 +46,9 @@ class Stack(StackBuilder):
                 raise NotStackable("its output is not one tensor of logits")
             self.graph.output(self.tensors[node.args[0]].node)
         elif shape is not None:  # otherwise only a reshape can use it, and that does without
-            operator = operator_of(node)
+            module, operator = module_of(node), operator_of(node)
+            if module is not None and has_own_forward(module):
+                raise NotStackable(f"{describe(node)} has a forward of its own")
             stacked = None if operator is None else operator.stacked(self, node)
             if stacked is None:
                 raise NotStackable(f"{describe(node)} mixes channels, or labkit does not know it")

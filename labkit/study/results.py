@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 import pandas as pd
-import scipy.stats
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
@@ -37,6 +36,8 @@ def indistinguishable(a: Sequence[float], b: Sequence[float]) -> bool:
     # Equal differences have no spread to test against: only the difference itself counts.
     if len(set(differences)) == 1:
         return differences[0] == 0
+    import scipy.stats
+
     return bool(scipy.stats.ttest_rel(a, b).pvalue >= 0.05)
 
 

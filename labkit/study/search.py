@@ -43,8 +43,11 @@ class Search:
             one choice, of `widths`, candidates are trained, and FLOPs are counted.
         model: A network, in place of the one that the configuration names.
         data: A data set, in place of the one that the configuration names.
-        widths, objectives: As `SearchConfig.replace` takes them.
-        trials, epochs, seed: In place of the configuration's `n_trials`, `max_epochs`, `seed`.
+        widths: As `SearchConfig.replace` takes them.
+        objectives: As there.
+        trials: In place of the configuration's `n_trials`.
+        epochs: In place of its `max_epochs`.
+        seed: In place of its `seed`.
         folder: Where to leave the results, and to continue from; `None` leaves no files.
         storage: An Optuna storage URL; by default `study.db` in the folder, or memory.
         executor: Where candidates train: by default in this process; or any

@@ -31,7 +31,9 @@ def session(
         folder: The results folder, if there is one.
         stop: Asks the run to end; a second Ctrl-C interrupts at once.
         progress: Whether to show the bar.
-        total, unit, done: What the bar counts.
+        total: How many the bar counts to.
+        unit: Of what.
+        done: How many there are already.
 
     Raises:
         LabkitError: Another process is writing the folder.

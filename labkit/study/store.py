@@ -170,8 +170,9 @@ class Store:
         name: Of the study. A file holds one study only.
         description: What the study is; one that exists must be the same.
         space: Which parameters a trial has.
-        sampler, seed: What proposes. One that continues is seeded anew, so that it does not draw
-            again what it drew first.
+        sampler: The name of what proposes.
+        seed: Its seed. A sampler that continues is seeded anew, so that it does not draw again what
+            it drew first.
 
     Attributes:
         study: The Optuna study in the storage.

@@ -62,7 +62,8 @@ class Learner:
         """Returns the module's input and the labels of a batch.
 
         Args:
-            x, y: All rows.
+            x: All rows.
+            y: Their labels.
             rows: int64 `[orders, rows]`: those of the batch, in an order a distinct seed.
         """
         return x[rows[0]], y[rows[0]]

@@ -32,7 +32,7 @@ from labkit.training.metrics import EVALUATION_ROWS, Metrics
 from labkit.training.settings import TrainSettings
 from labkit.transform.applying import Weights, apply, initialise
 from labkit.transform.channels import Channels, find_channels
-from labkit.transform.cost import total_cost
+from labkit.transform.cost import cost_of
 from labkit.transform.plan import Plan
 
 
@@ -108,8 +108,11 @@ def fit_stack(
     Args:
         networks: On the device of the data; each one a plan's, of the network of `channels`.
         channels: Found before, by `labkit.transform.channels.find_channels`.
-        data, settings, on_epoch, on_step: As `train_stack` takes them.
+        data: As `train_stack` takes it.
+        settings: As there.
         seeds: One a network: they decide the order of the rows and the masks of Dropout.
+        on_epoch: As `train_stack` takes it.
+        on_step: As there.
 
     Returns:
         One `Trained` a network, in their order.
@@ -170,11 +173,7 @@ def stack_width(
     """
     groups = zip(*(plan.widths for plan in plans))
     widest = Plan(tuple(max(group, key=lambda pair: pair[1]) for group in groups))
-    cost = total_cost(
-        apply(channels.traced, widest, channels=channels),
-        batch_size=settings.batch_size,
-        example_input=channels.example_input,
-    )
+    cost = cost_of(channels, widest, batch_size=settings.batch_size)
     batch = data.x_train[: settings.batch_size]
     activations = batch.numel() + sum(layer.activations for layer in cost.layers)
     logits = len(data.x_val) * len(data.classes)

@@ -120,8 +120,10 @@ def cost_of(
     Args:
         channels: The network's channel groups; or the network, whose groups are found first.
         plan: A plan for this network; `None` is the network as it is.
-        batch_size, convention, precision: As `total_cost` takes them. Under `reference` all but
-            matrix products have the shapes of the network as it is.
+        batch_size: As `total_cost` takes it.
+        convention: As there. Under `reference` all but matrix products have the shapes of the
+            network as it is.
+        precision: As there.
         example_input: As `find_channels` takes it.
 
     Raises:

@@ -14,14 +14,13 @@ number of elements that a layer puts out:
 | Dropout, reshaping | 0                                    | 0           |
 
 Those for the layers of the report's networks are the report's rules (they reproduce its published
-figures); the others go on in their spirit. The conventions differ in what
-they add up:
+figures); the others go on in their spirit. The conventions differ in what they add up:
 
 - `inference`: forward, the shapes that the network has. The default.
 - `training`: forward and backward, the shapes that the network has.
-- `reference`: the report's own counting. Forward and backward, but every layer except Linear takes
-  its shape from `shapes_from`, the network before the transform. That is a flaw, kept to reproduce
-  published figures.
+- `reference`: the report's own counting. Forward and backward, but all except matrix products take
+  their shapes from the network before the transform. That is a flaw, kept to reproduce published
+  figures.
 
 Bitops are FLOPs × the product of the operand precisions: precision² for layers with weights,
 precision for the others.

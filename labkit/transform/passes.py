@@ -95,7 +95,9 @@ def channel_multiplier_transform_pass(
         model: An `nn.Module` that torch.fx can trace; it is not changed.
         pass_config: The report's configuration; see `resolve`.
         example_input: `[batch, …]`, or one such tensor for each input; only shapes matter.
-        weights, seed, noise: As `apply` takes them.
+        weights: As `apply` takes it.
+        seed: As there.
+        noise: As there.
         strict: Raise where a request cannot be met, instead of skipping it with a warning, and
             where a wider network with kept weights cannot compute just what it did.
 

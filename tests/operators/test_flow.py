@@ -64,6 +64,7 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: x.permute(0, 2, -1, 1), (5, 4, 8)),
         (lambda x: x.unsqueeze(1), (1, 8, 5, 4)),
         (lambda x: x.unsqueeze(-1), (8, 5, 4, 1)),
+        (lambda x: x.unsqueeze(dim=-2), (8, 5, 1, 4)),
         (lambda x: x.mean(2, keepdim=True).squeeze(2), (8, 4)),
         (lambda x: x.mean(3, True).squeeze(), (8, 5)),
         (lambda x: x.mean((2, 3), keepdim=True).expand(2, 4, 6, 7), (8, 6, 7)),

@@ -26,7 +26,7 @@ def test_metrics_are_scikit_learns() -> None:
     with pytest.warns(UserWarning, match="y_pred"):
         assert metrics["accuracy_macro"] == pytest.approx(balanced_accuracy_score(y, predicted))
     assert metrics["loss"] == pytest.approx(
-        log_loss(y, logits.softmax(1).double(), labels=range(5)), rel=1e-5
+        log_loss(y, logits.double().softmax(1), labels=range(5)), rel=1e-5
     )
 
 
@@ -43,7 +43,7 @@ def test_scores_are_each_networks_own() -> None:
         assert got["accuracy"] == pytest.approx(accuracy_score(y, predicted))
         assert got["accuracy_macro"] == pytest.approx(recalls.mean())
         assert got["loss"] == pytest.approx(
-            log_loss(y, network.T.softmax(1).double(), labels=range(4)), rel=1e-5
+            log_loss(y, network.T.double().softmax(1), labels=range(4)), rel=1e-5
         )
     assert len({got["accuracy_macro"] for got in by}) == 3
 

@@ -231,9 +231,17 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
     assert difference.abs().max() <= control.abs().max() + 0.0101
 
 
+class Doubled(nn.Linear):
+    """A layer whose forward the stack would not run."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
+        (Doubled(8, 8), r"'_1' \(Doubled\) has a forward of its own"),
         (nn.LayerNorm(8), r"'_1' \(LayerNorm\) mixes channels"),
         (nn.Softmax(dim=1), r"'_1' \(Softmax\) mixes channels"),
         (nn.AlphaDropout(), "AlphaDropout"),
@@ -242,8 +250,9 @@ def test_in_float32_a_stack_changes_accuracy_no_more_than_reordered_rows_do(
 )
 def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: str) -> None:
     model = nn.Sequential(nn.Linear(16, 8), layer, nn.Linear(8, 5))
+    plan = Plan(tuple((group.name, group.width) for group in find_channels(model).free))
     with pytest.raises(NotStackable, match=reason):
-        train_stack(model, [Plan((("_0", 8),))], blobs)
+        train_stack(model, [plan], blobs)
 
 
 def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
@@ -310,6 +319,27 @@ def test_networks_that_are_built_train_in_place(blobs: Dataset) -> None:
         assert one.history == other.history
         for name, tensor in one.model.state_dict().items():
             assert torch.equal(tensor, other.model.state_dict()[name])
+
+
+def test_nothing_is_traced_or_built_again(blobs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plans = get_model("jsc-toy"), toy_plans()[:3]
+    channels = find_channels(model, blobs.x_val[:1])
+    networks = [apply(model, plan, channels=channels) for plan in plans]
+    traces: list[None] = []
+    built: list[None] = []
+    monkeypatch.setattr("torch.fx.Tracer.trace", lambda *_, **__: traces.append(None))
+    monkeypatch.setattr(
+        "labkit.training.stack.apply",
+        lambda *args, **options: built.append(None) or apply(*args, **options),
+    )
+    settings = TrainSettings(max_epochs=1, batch_size=64)
+    assert stack_width(channels, plans, blobs, settings) > 1
+    step_seconds(networks, channels, blobs, settings)
+    fit_stack(networks, channels, blobs, settings, [0, 0, 0])
+    assert not built
+    train_stack(model, plans, blobs, settings, channels=channels)
+    assert len(built) == 3
+    assert not traces
 
 
 def test_candidates_that_keep_their_weights_start_from_them(blobs: Dataset) -> None:

@@ -168,6 +168,15 @@ def test_few_networks_grow_inexactly_and_it_is_said_why() -> None:
     assert "GroupNorm) averages over channels, which are not all copied" in reasons["norms", 1.5]
 
 
+def test_what_mixes_channels_that_do_not_grow_is_exact() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 8), nn.Linear(8, 2))
+    x = torch.randn(3, 4)
+    _, info = scaled(model, one("_2", 2), (x,), weights="keep", strict=True)
+    assert info.inexact == ()
+    _, info = scaled(model, one("_0", 2), (x,), weights="keep")
+    assert info.inexact == ("'_1' (Softmax) computes over channels, whose number grows",)
+
+
 def test_noise_tells_copies_apart() -> None:
     model, inputs = in_double("resnet")
     train_a_little(model, inputs)
