@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from labkit.data import load_data
-from labkit.show.plots import TEMPLATE, save_image
+from labkit.show.style import TEMPLATE, save_image
 from labkit.study.config import load_config
 from labkit.study.hypervolume import dominated_volume
 from labkit.study.space import SearchSpaceBase, get_space
