@@ -28,6 +28,9 @@ from labkit.study.space import SearchSpaceBase as SearchSpaceBase
 from labkit.study.space import count as count
 from labkit.study.space import get_space as get_space
 from labkit.study.space import register_space as register_space
+from labkit.study.spaces import ChannelMultiplierSpace as ChannelMultiplierSpace
+from labkit.study.spaces import Conv2dChannelMultiplierSpace as Conv2dChannelMultiplierSpace
+from labkit.study.spaces import LinearChannelMultiplierSpace as LinearChannelMultiplierSpace
 from labkit.study.store import Store as Store
 from labkit.study.store import open_study as open_study
 from labkit.study.store import read_trials as read_trials

@@ -247,3 +247,20 @@ def _failed(candidate: Candidate, error: BaseException) -> Outcome:
     diverged = isinstance(error, DivergenceError)
     kind = FailureKind.DIVERGED if diverged else FailureKind.TRAINING
     return Outcome(candidate, failure=Failure.of(kind, error))
+
+
+def as_executor(executor: Executor | concurrent.futures.Executor | None) -> Executor:
+    """Returns what a search was given as an executor: by default one in this process.
+
+    Raises:
+        LabkitError: It is none.
+    """
+    if executor is None:
+        return LocalExecutor()
+    if isinstance(executor, concurrent.futures.Executor):
+        return PoolExecutor(executor)
+    if isinstance(executor, Executor):
+        return executor
+    raise LabkitError(
+        f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
+    )

@@ -115,6 +115,13 @@ class Experiment:
             {name: fingerprint.definition(one) for name, one in definitions.items()},
         )
 
+    def values(self, record: Record) -> list[float] | None:
+        """Returns the values of a trial's objectives; `None` where it failed."""
+        scaled = list(record.scaled_metrics.values())
+        if record.failure is not None:
+            return None
+        return [sum(scaled)] if self.config.search.strategy.setup.sum_scaled_metrics else scaled
+
     def measure(self, plan: Plan, outcomes: Sequence[Outcome], number: int) -> Record:
         """Runs all runners on a network.
 

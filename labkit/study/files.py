@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from labkit import names
+from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
 from labkit.study.results import Results
@@ -28,6 +29,18 @@ def write(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.part")
     beside.write_bytes(content.encode() if isinstance(content, str) else content)
     beside.replace(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a results folder.
+
+    Raises:
+        LabkitError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabkitError(f"out: cannot make {str(folder)!r}: {error}") from error
 
 
 def write_config(config: SearchConfig, folder: Path) -> None:

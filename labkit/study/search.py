@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor as Pool
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,16 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
-from labkit.study.executor import Executor, LocalExecutor, PoolExecutor
+from labkit.study.executor import Executor, as_executor
 from labkit.study.experiment import Experiment
-from labkit.study.files import write_config, write_results
+from labkit.study.files import make_folder, write_config, write_results
 from labkit.study.networks import FrontNetworks
-from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record
+from labkit.study.record import Failure, FailureKind, Metrics, Outcome, Record
 from labkit.study.results import Results
 from labkit.study.session import session
-from labkit.study.space import MAX_ENUMERATED, SearchSpaceBase
+from labkit.study.space import SearchSpaceBase
 from labkit.study.store import DATABASE, Asked, Store
+from labkit.study.trainer import Trainer
 from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,9 @@ class Search:
         )
         self.experiment = Experiment(checked, model, data)
         self.folder = None if folder is None else Path(folder)
-        self._executor = _as_executor(executor)
-        self._ready: dict[Plan, list[Outcome]] = {}  # trained along with others; see `_rest`
+        self._trainer = Trainer(
+            self.experiment, as_executor(executor), self._show, self._check_stop
+        )
         self._stopping = threading.Event()
         self._bar = tqdm(disable=True)
         self._networks = FrontNetworks(
@@ -97,15 +98,9 @@ class Search:
             self.experiment.data.x_val.shape[1:],
         )
         if self.folder is not None:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise LabkitError(f"out: cannot make {str(self.folder)!r}: {error}") from error
-            storage_or_file: str | Path | None = storage or self.folder / DATABASE
-        else:
-            storage_or_file = storage
+            make_folder(self.folder)
         self.store = Store(
-            storage_or_file,
+            storage or (self.folder and self.folder / DATABASE),
             checked.project,
             self.experiment.description(),
             self.space,
@@ -150,8 +145,9 @@ class Search:
             while (left := setup.n_trials - len(self.store.trials)) > 0:
                 if setup.timeout and time.monotonic() - started > setup.timeout:
                     break
-                asked = self._ask(min(setup.n_jobs, left))
-                if not asked:
+                self._check_stop()
+                asked = self.store.ask(min(setup.n_jobs, left))
+                if not asked:  # brute force has no more networks
                     break
                 self._run_round(asked)
         return self.results(interrupted=stopped.is_set())
@@ -183,27 +179,10 @@ class Search:
         """
         if self.experiment.training is None:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
-        numbers = {trial.record.plan: trial.number for trial in self.store.front}
-        missing = [
-            Candidate(plan, self.config.seed + index)
-            for plan, number in numbers.items()
-            for index in range(len(self.store.replicates_of(number)), seeds)
-        ]
-        n_jobs = self.config.search.strategy.setup.n_jobs
-        failed: set[Plan] = set()
+        missing = self._trainer.missing(self.store, seeds)
         with self._running(progress, len(missing), "network") as stopped:
-            for start in range(0, len(missing), n_jobs):
-                outcomes = list(self._execute(missing[start : start + n_jobs]))
-                for outcome in sorted(outcomes, key=lambda one: one.candidate.seed):
-                    plan, seed = outcome.candidate.plan, outcome.candidate.seed
-                    if outcome.failure is not None:
-                        failed.add(plan)
-                        message = outcome.failure.message
-                        log.warning("trial %d, seed %d: %s", numbers[plan], seed, message)
-                    # Tests pair replicates by their place, so none may be skipped.
-                    elif plan not in failed:
-                        self.store.add_replicate(numbers[plan], outcome.history[-1])
-                    self._bar.update()
+            for _ in self._trainer.replicate(missing, self.store):
+                self._bar.update()
         return self.results(interrupted=stopped.is_set())
 
     @contextlib.contextmanager
@@ -232,16 +211,6 @@ class Search:
 
     # A round: ask, look up or train, tell.
 
-    def _ask(self, n: int) -> list[Asked]:
-        """Returns at most n proposals; fewer where brute force has no more networks."""
-        self._check_stop()
-        if self.config.search.strategy.setup.sampler != "bruteforce":
-            return [self.store.ask() for _ in range(n)]
-        untried = [
-            indices for plan, indices in self.space.networks.items() if plan not in self.store.tried
-        ]
-        return [Asked(indices, datetime.now()) for indices in untried[:n]]
-
     def _run_round(self, asked: Sequence[Asked]) -> None:
         """Trains what is not known of some proposals, and records all of them."""
         waiting: dict[Plan, list[tuple[Asked, dict[str, Any]]]] = defaultdict(list)
@@ -252,10 +221,10 @@ class Search:
             except LabkitError as error:
                 failure = Failure.of(FailureKind.CONFIGURATION, error)
                 self._tell(proposal, Record(pass_config=pass_config, failure=failure))
-        for plan in self.store.known.keys() & waiting.keys():
+        for plan in [plan for plan in waiting if plan in self.store.known]:
             for proposal, pass_config in waiting.pop(plan):
                 self._tell(proposal, self.store.known[plan].record.looked_up(pass_config))
-        for plan, outcomes in self._train([*waiting], len(asked)):
+        for plan, outcomes in self._trainer.train([*waiting], self.store, len(asked)):
             (proposal, pass_config), *twins = waiting[plan]
             record = self.experiment.measure(plan, outcomes, len(self.store.trials))
             self._tell(proposal, record.model_copy(update={"pass_config": pass_config}), outcomes)
@@ -264,7 +233,7 @@ class Search:
 
     def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> None:
         """Records a trial; the network of one that belongs on the front is kept before."""
-        values = None if record.failure is not None else self._values(record.scaled_metrics)
+        values = self.experiment.values(record)
         number = len(self.store.trials)
         if outcomes and values is not None and self.store.is_on_front(values):
             self._networks.keep(number, record, outcomes[0].weights)
@@ -275,56 +244,9 @@ class Search:
             log.warning("trial %d failed: %s", number, record.failure.message)
         self._bar.update()
 
-    def _values(self, scaled: Metrics) -> list[float]:
-        if self.config.search.strategy.setup.sum_scaled_metrics:
-            return [sum(scaled.values())]
-        return list(scaled.values())
-
-    def _train(self, plans: Sequence[Plan], n_running: int) -> Iterator[tuple[Plan, list[Outcome]]]:
-        """Yields the outcomes of the trainings of each plan, one a seed, as plans are finished."""
-        if self.experiment.training is None:
-            yield from ((plan, []) for plan in plans)
-            return
-        ready = [plan for plan in plans if plan in self._ready]
-        yield from ((plan, self._ready.pop(plan)) for plan in ready)
-        untrained = [plan for plan in plans if plan not in ready]
-        if not untrained:
-            return
-        everything = [*untrained, *self._rest(untrained, n_running)]
-        seeds = self.experiment.seeds
-        gathered: dict[Plan, list[Outcome]] = defaultdict(list)
-        for outcome in self._execute([Candidate(p, seed) for p in everything for seed in seeds]):
-            plan = outcome.candidate.plan
-            gathered[plan].append(outcome)
-            if len(gathered[plan]) == len(seeds):
-                outcomes = sorted(gathered.pop(plan), key=lambda one: one.candidate.seed)
-                if plan in untrained:
-                    yield plan, outcomes
-                else:  # it waits for a trial of its own
-                    self._ready[plan] = outcomes
-
-    def _rest(self, untrained: Sequence[Plan], n_running: int) -> list[Plan]:
-        """Returns all other networks of the space, where they may as well train now.
-
-        That is, where they fit into the stack beside the untrained ones of this round, which makes
-        them nearly free, and the trials left over are enough to meet them.
-        """
-        if not self._executor.stacks or self.space.n_configurations > MAX_ENUMERATED:
-            return []
-        known = self.store.known.keys() | self._ready.keys() | set(untrained)
-        rest = [plan for plan in self.space.networks if plan not in known]
-        setup = self.config.search.strategy.setup
-        trials_left = setup.n_trials - len(self.store.trials) - n_running
-        return rest if len(rest) <= min(setup.n_jobs - len(untrained), trials_left) else []
-
-    def _execute(self, candidates: Sequence[Candidate]) -> Iterator[Outcome]:
-        def show(metrics: Sequence[Metrics]) -> None:
-            best = max(each["accuracy"] for each in metrics)
-            self._bar.set_postfix_str(f"{len(metrics)} training, best accuracy {best:.3f}")
-
-        return self._executor.run(
-            self.experiment.task, candidates, on_epoch=show, on_step=self._check_stop
-        )
+    def _show(self, metrics: Sequence[Metrics]) -> None:
+        best = max(each["accuracy"] for each in metrics)
+        self._bar.set_postfix_str(f"{len(metrics)} training, best accuracy {best:.3f}")
 
 
 def search(
@@ -376,15 +298,3 @@ def _config(
             **config,
         }
     return load_config(config)
-
-
-def _as_executor(executor: Executor | Pool | None) -> Executor:
-    if executor is None:
-        return LocalExecutor()
-    if isinstance(executor, Pool):
-        return PoolExecutor(executor)
-    if isinstance(executor, Executor):
-        return executor
-    raise LabkitError(
-        f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
-    )

@@ -9,6 +9,7 @@ into the space's ordered lists, which TPE and QMC make use of.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
                 return samplers.NSGAIIISampler(seed=seed)
             case "qmc":
                 return samplers.QMCSampler(seed=seed, scramble=True)
-            case "random" | "bruteforce":  # which does without a sampler; see Search
+            case "random" | "bruteforce":  # which does without one; see Store.ask
                 return samplers.RandomSampler(seed=seed)
     raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
 
@@ -198,6 +199,7 @@ class Store:
         seed: int,
     ):
         self.description, self.space = description, space
+        self._brute_force = sampler == "bruteforce"
         self.study = _open_or_create(storage, name, description)
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
@@ -219,11 +221,14 @@ class Store:
         """The trials that no other dominates, each network once, by its first trial."""
         return self._front.members
 
-    def ask(self) -> Asked:
-        """Returns a proposal of the sampler."""
-        started = datetime.now()
-        trial = self._memory.ask(self.space.distributions)
-        return Asked(trial.params, started, trial)
+    def ask(self, n: int) -> list[Asked]:
+        """Returns n proposals of the sampler; fewer where brute force has no more networks."""
+        if not self._brute_force:
+            trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
+            return [Asked(trial.params, datetime.now(), trial) for trial in trials]
+        networks = self.space.networks.items()
+        untried = (indices for plan, indices in networks if plan not in self.tried)
+        return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 
     def tell(self, asked: Asked, record: Record, values: Sequence[float] | None) -> Trial:
         """Records a trial whole: in the storage, for the sampler, and for look-ups.

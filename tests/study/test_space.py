@@ -9,13 +9,8 @@ import torch
 from torch import nn
 
 from labkit.errors import LabkitError
-from labkit.study.space import (
-    ChannelMultiplierSpace,
-    LinearChannelMultiplierSpace,
-    SearchSpaceBase,
-    count,
-    get_space,
-)
+from labkit.study.space import SearchSpaceBase, count, get_space
+from labkit.study.spaces import ChannelMultiplierSpace, LinearChannelMultiplierSpace
 from labkit.transform.models import get_model
 from tests.conftest import EXAMPLES
 
@@ -278,7 +273,7 @@ def test_a_space_of_ones_own_is_named_by_its_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_space.py").write_text(
-        "from labkit.study.space import ChannelMultiplierSpace\n\n\n"
+        "from labkit.study.spaces import ChannelMultiplierSpace\n\n\n"
         "class Doubling(ChannelMultiplierSpace):\n"
         "    def build_choices(self, setup, seed):\n"
         "        free = self.channels.free\n"

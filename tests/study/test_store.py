@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from labkit.errors import LabkitError
 from labkit.study.record import Failure, FailureKind, Record, Source
 from labkit.study.results import Results
-from labkit.study.space import ChannelMultiplierSpace
+from labkit.study.spaces import ChannelMultiplierSpace
 from labkit.study.store import Store, make_sampler, open_study, read_trials
 from labkit.transform import get_model
 from tests.study.conftest import description
@@ -33,7 +33,7 @@ def make(storage: Path | str | None, space: ChannelMultiplierSpace, **options: A
 def run(store: Store, n: int) -> None:
     """Asks and tells without training: accuracy is the share of the widest."""
     for _ in range(n):
-        asked = store.ask()
+        (asked,) = store.ask(1)
         pass_config = store.space.sampled_config(asked.indices)
         plan = store.space.resolve(pass_config)
         if plan in store.known:
@@ -91,7 +91,7 @@ def test_a_trial_is_one_transaction(space: ChannelMultiplierSpace, tmp_path: Pat
     def on_commit(_: object) -> None:
         counted.append(1)
 
-    asked = store.ask()
+    (asked,) = store.ask(1)
     assert counted == []
     assert open_study(tmp_path).trials == []
     plan = space.resolve(space.sampled_config(asked.indices))
@@ -120,7 +120,9 @@ def test_failures_are_kept_with_their_kind(space: ChannelMultiplierSpace, tmp_pa
     for width, kind in enumerate(kinds, start=1):
         widths = {"seq_blocks_2": width, "seq_blocks_5": 8}
         failure = Failure(kind=kind, message="because")
-        store.tell(store.ask(), Record(widths=widths, failure=failure, trained_in=width - 1), None)
+        store.tell(
+            store.ask(1)[0], Record(widths=widths, failure=failure, trained_in=width - 1), None
+        )
     again = make(tmp_path / "study.db", space)
     assert [t.record.failure.kind for t in again.trials if t.record.failure] == kinds
     assert [t.state for t in again.study.trials] == [TrialState.FAIL] * 2
@@ -145,7 +147,7 @@ def test_a_sampler_that_continues_knows_the_earlier_trials(
             return super().infer_relative_search_space(study, trial)
 
     monkeypatch.setattr("labkit.study.store.make_sampler", lambda *_: Spy())
-    make(tmp_path / "study.db", space).ask()
+    make(tmp_path / "study.db", space).ask(1)
     assert seen == [12]
 
 
