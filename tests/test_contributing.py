@@ -47,7 +47,8 @@ def test_an_operator(recipe: Any, blobs: Dataset) -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), low_rank(8, 6), nn.ReLU(), nn.Linear(6, 5))
     assert operator_of(model[2]) is not None
     assert [group.width for group in find_channels(model).free] == [8, 6]
-    config = {"by": "type", "default": {"config": {"name": "both", "channel_multiplier": 2}}}
+    twice = {"config": {"name": "output_only", "channel_multiplier": 2}}
+    config = {"by": "name", "default": {"config": {"name": None}}, "_0": twice, "_2": twice}
     x = torch.randn(3, 16)
     wider, info = channel_multiplier_transform_pass(
         model, config, example_input=x, weights="keep", strict=True
