@@ -40,9 +40,9 @@ from labkit.study.hypervolume import dominated_volume
 from labkit.study.space import SearchSpaceBase, get_space
 from labkit.study.store import make_sampler
 from labkit.training import TrainSettings, train_stack
-from labkit.transform.cost import total_cost
+from labkit.transform import cost_of
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply
+from labkit.transform.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (1, 3, 9)  # epochs
@@ -151,7 +151,7 @@ def _train(name: str, plans: list[Plan]) -> list[list[float]]:
 
 def make_table(name: str) -> Table:
     """Returns the table of a space, trained where it is not yet in `build/`."""
-    model, space = make_space(name)
+    _, space = make_space(name)
     plans = list(space.networks)
     path = ROOT / "build" / f"budgets-{name.replace(' ', '-')}.npz"
     if not path.exists():
@@ -160,7 +160,7 @@ def make_table(name: str) -> Table:
         order = sorted(range(len(plans)), key=lambda row: sorted(w for _, w in plans[row].widths))
         stacks = [order[start : start + ROUND] for start in range(0, len(order), ROUND)]
         jobs = [(name, [plans[row] for row in rows]) for rows in stacks]
-        flops = [total_cost(apply(model, plan)).total_flops for plan in plans]
+        flops = [cost_of(space.channels, plan).total_flops for plan in plans]
         accuracy = np.empty((len(plans), SETTINGS.max_epochs))
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             accuracy[order] = np.concatenate(pool.starmap(_train, jobs, chunksize=1))
