@@ -35,14 +35,10 @@ from torch import nn
 
 from labkit.data import load_data
 from labkit.show.style import TEMPLATE, save_image
-from labkit.study.config import load_config
-from labkit.study.hypervolume import dominated_volume
-from labkit.study.space import SearchSpaceBase, get_space
+from labkit.study import SearchSpaceBase, dominated_volume, get_space, load_config
 from labkit.study.store import make_sampler
 from labkit.training import TrainSettings, train_stack
-from labkit.transform import cost_of
-from labkit.transform.models import get_model
-from labkit.transform.plan import Plan
+from labkit.transform import Plan, cost_of, get_model
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (1, 3, 9)  # epochs

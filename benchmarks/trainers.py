@@ -36,11 +36,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from labkit.data import Dataset, load_data
-from labkit.study.config import load_config
-from labkit.study.search import Search
+from labkit.study import Search, load_config
 from labkit.training import TrainSettings, evaluate, train, train_stack
-from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
+from labkit.transform import Plan, apply, get_model, initialise
 
 try:
     from torchmetrics.classification import MulticlassAccuracy
