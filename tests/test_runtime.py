@@ -23,10 +23,13 @@ from labkit import runtime
 
 @pytest.fixture
 def _three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+    """A process with three threads, and an Optuna that other tests have not made quiet."""
+    before, level = torch.get_num_threads(), optuna.logging.get_verbosity()
     torch.set_num_threads(3)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     yield
     torch.set_num_threads(before)
+    optuna.logging.set_verbosity(level)
 
 
 def python(code: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -145,3 +145,11 @@ def test_settings_are_frozen_and_may_be_as_small_as_makes_sense() -> None:
     settings = TrainSettings(**smallest, num_warmup_steps=0, weight_decay=0)
     with pytest.raises(ValidationError, match="frozen"):
         settings.max_epochs = 2
+
+
+def test_the_defaults() -> None:
+    assert TrainSettings().model_dump() == {
+        "max_epochs": 10, "batch_size": 256, "learning_rate": 1e-3, "optimizer": "adam",
+        "weight_decay": 0, "lr_scheduler": "linear", "num_warmup_steps": 0, "num_samples": None,
+        "patience": None,
+    }  # fmt: skip
