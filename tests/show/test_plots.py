@@ -15,7 +15,7 @@ from labkit import compare, get_model, linear_multiplier_transform_pass
 from labkit.errors import LabkitError
 from labkit.show import plots
 from labkit.show.page import write_page
-from labkit.study.hypervolume import dominated_volume, hypervolume_history
+from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results
 from tests.show.studies import study
 
@@ -37,15 +37,6 @@ def results() -> Results:
     return study(TRIALS)
 
 
-def test_hypervolume_is_the_area_under_the_steps(results: Results) -> None:
-    history = hypervolume_history({"tpe": results}, reference=[0.25, 400])
-    # The box is 0.5 by 300. First 0.25 × 300; then 0.5 × 100 and, to its right, 0.25 × 200.
-    assert history["hypervolume"].tolist() == pytest.approx([1 / 2, 2 / 3, 2 / 3, 2 / 3])
-    assert history["seconds"].tolist() == [1, 3, 6, 10]
-    assert history["trial"].tolist() == [1, 2, 3, 4]
-    assert history["search"].tolist() == ["tpe"] * 4
-
-
 def test_a_figure_of_hypervolume_has_its_steps_and_its_end(results: Results) -> None:
     (steps,) = plots.hypervolume({"tpe": results}, reference=[0.25, 400]).data
     assert list(steps.x) == [1, 2, 4]
@@ -59,41 +50,6 @@ def test_hypervolumes_share_a_reference_point(results: Results) -> None:
     figure = plots.hypervolume({"tpe": results, "random": worse}, against="seconds")
     assert [trace.name for trace in figure.data] == ["tpe", "random"]
     assert list(figure.data[0].x) == [1, 3, 10]
-
-
-def test_what_is_worse_than_the_reference_counts_nothing(results: Results) -> None:
-    history = hypervolume_history({"tpe": results}, reference=[0.25, 250])
-    # The box is 0.5 by 150: the second network is better than all others, and too dear.
-    assert history["hypervolume"].tolist() == pytest.approx([1 / 2] * 4)
-
-
-@pytest.mark.parametrize("axes", [1, 2, 3, 4])
-def test_volume_against_random_points_of_the_box(axes: int) -> None:
-    rng = np.random.default_rng(axes)
-    losses = rng.random((12, axes)).round(1)  # with ties
-    thrown = rng.random((200_000, axes))
-    dominated = (losses[:, None] <= thrown).all(axis=2).any(axis=0).mean()
-    assert dominated_volume(losses, np.ones(axes)) == pytest.approx(dominated, abs=0.005)
-
-
-def test_volume_of_two_boxes() -> None:
-    losses = np.array([[0.0, 0, 2], [1, 1, 0], [5, 0, 0]])
-    # 4 × 4 × 2 and 3 × 3 × 4, which share 3 × 3 × 2; the last point is outside.
-    assert dominated_volume(losses, np.full(3, 4.0)) == 32 + 36 - 18
-
-
-@pytest.mark.parametrize("axes", [1, 2, 3, 4])
-def test_a_history_is_the_volume_of_the_points_so_far(axes: int) -> None:
-    rng = np.random.default_rng(axes)
-    losses = rng.random((40, axes)).round(1)
-    names = [f"m{i}" for i in range(axes)]
-    points = [({"a": i}, dict(zip(names, map(float, row)))) for i, row in enumerate(losses)]
-    made = study(points, dict.fromkeys(names, "minimize"))
-    history = hypervolume_history({"one": made}, reference=[1.0] * axes)
-    best = losses.min(axis=0)
-    whole = np.prod(1 - best)
-    so_far = [dominated_volume(losses[: n + 1], np.ones(axes)) / whole for n in range(40)]
-    assert history["hypervolume"].tolist() == pytest.approx(so_far)
 
 
 def test_hypervolume_says_what_is_wrong(results: Results) -> None:

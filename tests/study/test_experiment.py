@@ -1,104 +1,130 @@
-"""What a configuration names, and how a candidate is measured."""
+"""What a configuration names, found and checked."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.operators import operator_of, registry
-from labkit.study.search import Search
-
-OWN = """
-import math
-import torch
-from torch import nn
-from labkit.operators import IN, OUT, Layer, width
-from labkit.study import ChannelMultiplierSpace
-from labkit import register_runner
+from labkit.study.config import load_config
+from labkit.study.experiment import Experiment
+from labkit.study.record import Candidate, Failure, FailureKind, Outcome, Source
+from labkit.transform import Plan, get_model
 
 
-class Bilinear(nn.Module):
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.n_in, self.n_out = n_in, n_out
-        self.matrix = nn.Parameter(torch.randn(n_out, n_in))
-
-    def forward(self, x):
-        return x @ self.matrix.T
+def experiment(tables: dict[str, Any], blobs: Dataset, **options: Any) -> Experiment:
+    return Experiment(load_config(tables), data=blobs, **options)
 
 
-class BilinearOperator(Layer):
-    modules = (Bilinear,)
-    scalable = True
-    tensors = {"matrix": (OUT, IN)}
-    attributes = {"n_in": IN, "n_out": OUT}
-
-    def sides(self, module):
-        return width(module.n_in), width(module.n_out)
-
-    def flops(self, node, module, read, written):
-        return math.prod(written) * read[0][-1]
-
-
-class Space(ChannelMultiplierSpace):
-    pass
-
-
-@register_runner("size", metrics=["layers"])
-def size(candidate, settings):
-    return {"layers": len(list(candidate.model.modules()))}
-
-
-def network():
-    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), Bilinear(8, 5))
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module of the user's, beside the configuration."""
-    before = dict(registry._modules)
-    (tmp_path / "own_things.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_things", raising=False)
-    yield
-    registry._modules.clear()
-    registry._modules.update(before)
-
-
-@pytest.mark.usefixtures("own")
-def test_everything_of_ones_own_is_named_in_the_tables(
-    tables: dict[str, Any], blobs: Dataset
+@pytest.mark.parametrize(("replicates", "seeds"), [(1, [42]), (3, [42, 43, 44])])
+def test_a_seed_a_replicate(
+    tables: dict[str, Any], blobs: Dataset, replicates: int, seeds: list[int]
 ) -> None:
-    path = list(sys.path)
-    tables |= {"model": "own_things:network", "operators": ["own_things:BilinearOperator"]}
-    tables["search"]["search_space"] = {
-        "name": "own_things:Space", "setup": {"by": "name"},
-        "seed": {"default": {"config": {"channel_multiplier": [1, 2]}}},
+    tables["search"]["strategy"]["sw_runner"]["basic_train"]["replicates"] = replicates
+    assert list(experiment(tables, blobs).seeds) == seeds
+
+
+def test_without_training_there_is_one_seed(tables: dict[str, Any], blobs: Dataset) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"] = {"basic_computations": {}}
+    strategy["metrics"] = {"total_flops": {"direction": "minimize"}}
+    found = experiment(tables, blobs)
+    assert found.training is None
+    assert list(found.seeds) == [42]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there_is", "expected"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("gpu", True, "cuda"),
+     ("cuda", True, "cuda"), ("cuda", False, None), ("gpu", False, None)],
+)  # fmt: skip
+def test_the_accelerator_names_a_device(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, there_is: bool, expected: str | None
+) -> None:
+    from labkit.study.experiment import _device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is)
+    if expected is None:
+        with pytest.raises(LabkitError, match=f"accelerator: '{accelerator}' needs a CUDA device"):
+            _device(accelerator)
+    else:
+        assert _device(accelerator) == torch.device(expected)
+
+
+def test_a_study_says_what_every_figure_must(tables: dict[str, Any], blobs: Dataset) -> None:
+    said = experiment(tables, blobs).description()
+    assert said.about == {
+        "model": "jsc-toy",
+        "dataset": "blobs",
+        "seed": 42,
+        "convention": "inference",
+        "input_shape": [16],
+        "original": {"seq_blocks_2": 8, "seq_blocks_5": 8},
+    }
+    assert said.directions == said.objectives
+    tables["search"]["strategy"]["setup"]["direction"] = "minimize"  # of no sum: it is not used
+    assert experiment(tables, blobs).description().directions == said.directions
+    tables["search"]["strategy"]["setup"]["sum_scaled_metrics"] = True
+    summed = experiment(tables, blobs).description()
+    assert summed.directions == {"sum of scaled metrics": "minimize"}
+    assert summed.objectives == said.objectives
+
+
+def test_a_larger_budget_is_the_same_study(tables: dict[str, Any], blobs: Dataset) -> None:
+    before = experiment(tables, blobs).description().identity
+    tables["search"]["strategy"]["setup"] |= {
+        "n_trials": 99, "timeout": 9.0, "n_jobs": 3, "sampler": "random",
     }  # fmt: skip
-    tables["search"]["strategy"]["hw_runner"] = {"own_things:size": {}}
-    run = Search(tables, data=blobs, trials=2)
-    assert [group.width for group in run.space.channels.free] == [8]
-    results = run.run(progress=False)
-    assert results.trials["layers"].tolist() == [4, 4]
-    assert results.trials["total_flops"][0] in (16 * 8 + 8 + 8 * 5, 16 * 16 + 16 + 16 * 5)
-    assert sys.path == path
-    assert operator_of(run.experiment.model[2]) is not None
-    with pytest.raises(LabkitError, match="operators: cannot import 'own_things:Nothing'"):
-        Search(tables | {"operators": ["own_things:Nothing"]}, data=blobs)
-    with pytest.raises(LabkitError, match="expected a subclass of Operator"):
-        Search(tables | {"operators": ["own_things:Space"]}, data=blobs)
+    assert experiment(tables, blobs).description().identity == before
+    assert set(before.definitions) == {
+        *tables["search"]["strategy"]["sw_runner"], *tables["search"]["strategy"]["hw_runner"],
+        "transform/linear_channel_multiplier",
+    }  # fmt: skip
+    tables["batch_size"] = 77
+    after = experiment(tables, blobs).description().identity
+    assert after.network == before.network  # its weights are fresh, whatever they are now
+    assert after.settings["batch_size"] == 77
 
 
-def test_a_network_without_a_free_width_is_refused_before_it_trains(blobs: Dataset) -> None:
-    """Nothing is searched, and it is said why."""
-    model = nn.Sequential(nn.Linear(16, 5))
-    with pytest.raises(LabkitError, match="there is nothing to search, since no width can change"):
-        Search(model=model, data=blobs)
-    with pytest.raises(LabkitError, match="config: without one, a search needs model= and data="):
-        Search(data=blobs)
+def test_weights_belong_to_a_study_that_starts_from_them(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    model = get_model("jsc-toy")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.save(get_model("jsc-toy").state_dict(), tmp_path / "other.pt")
+    tables["load_name"] = str(tmp_path / "other.pt")
+    fresh = experiment(tables, blobs, model=model)
+    tables["search"]["strategy"]["sw_runner"]["basic_train"]["weights"] = "keep"
+    kept = experiment(tables, blobs, model=model)
+    assert fresh.task.weights == "fresh"
+    assert kept.task.weights == "keep"
+    assert set(fresh.description().identity.network) < set(kept.description().identity.network)
+    for name, tensor in model.state_dict().items():  # the user's own is as it was
+        assert torch.equal(tensor, before[name])
+    loaded = torch.load(tmp_path / "other.pt")
+    assert torch.equal(next(iter(kept.model.state_dict().values())), next(iter(loaded.values())))
+
+
+def test_a_record_is_of_all_runners(tables: dict[str, Any], blobs: Dataset) -> None:
+    tables["search"]["strategy"]["metrics"]["total_flops"]["scale"] = 0.5
+    made = experiment(tables, blobs)
+    plan = Plan((("seq_blocks_2", 8), ("seq_blocks_5", 16)))
+    histories = [[{"accuracy": a, "loss": 1.0}, {"accuracy": b, "loss": 0.5}]
+                 for a, b in ((0.1, 0.5), (0.2, 0.7))]  # fmt: skip
+    outcomes = [Outcome(Candidate(plan, i), history) for i, history in enumerate(histories)]
+    record = made.measure(plan, outcomes, 7)
+    assert record.source == Source.TRAINED
+    assert record.trained_in == 7
+    assert record.history == histories[0]
+    assert record.replicates == [histories[0][-1], histories[1][-1]]
+    assert record.software_metrics["accuracy"] == pytest.approx(0.6)
+    flops = record.software_metrics["total_flops"]
+    assert record.scaled_metrics == {"accuracy": pytest.approx(0.6), "total_flops": flops / 2}
+    failure = Failure(kind=FailureKind.DIVERGED, message="why")
+    failed = made.measure(plan, [*outcomes, Outcome(Candidate(plan, 2), failure=failure)], 7)
+    assert failed.failure == failure
+    assert failed.source is None
+    assert failed.metrics == {}
+    assert failed.trained_in == 7

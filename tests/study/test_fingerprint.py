@@ -2,10 +2,12 @@
 
 import importlib
 import itertools
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.study.fingerprint import definition, network_identity
+from labkit.study.fingerprint import Identity, definition, difference, network_identity
 from labkit.study.runners import RUNNERS
 from labkit.study.search import search
 from labkit.transform import find_channels
@@ -223,3 +225,146 @@ def test_one_folder_one_study(blobs: Dataset, tables: dict[str, Any], tmp_path: 
 def test_a_network_of_modules_only_has_an_identity() -> None:
     parts = network_identity(find_channels(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))))
     assert {"forward", "layer _0", "layer _1"} <= set(parts)
+
+
+SETTINGS = {"seed": 1, "batch_size": 2}
+PARTS = {"forward": "a", "layer first": "b", "constant mask": "c", "input x": "d"}
+KNOWN = Identity(SETTINGS, PARTS, "rows", {"basic_train": "e"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"settings": SETTINGS | {"seed": 3}}, "seed: a search with 1, not 3"),
+        ({"settings": {"seed": 1}}, "batch_size: a search with 2, not None"),
+        ({"settings": SETTINGS | {"new": 5}}, "new: a search with None, not 5"),
+        ({"network": PARTS | {"forward": "z"}}, "model: .* network, whose forward changed"),
+        ({"network": PARTS | {"forward": "z", "layer first": "z"}}, "whose layer 'first' changed"),
+        ({"network": PARTS | {"input x": "z", "constant mask": "z"}}, "constant 'mask' changed"),
+        ({"network": PARTS | {"function f": "z", "input x": "z"}}, "function 'f' changed"),
+        ({"data": "others"}, "data: a search on other data"),
+        ({"data": "others", "definitions": {}}, "data: a search on other data"),
+        ({"definitions": {"basic_train": "z"}}, "basic_train: a search by another definition of"),
+        ({"definitions": {"basic_train": "e", "own": "z"}}, "own: a search by another definition"),
+    ],
+)
+def test_a_difference_in_words(changed: dict[str, Any], said: str | None) -> None:
+    found = difference(KNOWN, replace(KNOWN, **changed))
+    if said is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(said, found)
+
+
+REACHED = """
+import functools
+from dataclasses import dataclass
+
+
+def made(factor):
+    def inner(x):
+        def innermost(y):
+            return deep(y) * factor
+        return innermost(x)
+    return inner
+
+
+def deep(x):
+    return x + 1
+
+
+class Base:
+    @staticmethod
+    def still(x):
+        return x + 10
+
+    @classmethod
+    def of(cls, x):
+        return x + 20
+
+    @property
+    def tall(self):
+        return 30
+
+
+class Own(Base):
+    def __call__(self, x):
+        return self.still(x) + self.of(x) + self.tall
+
+
+own = Own()
+closed = made(2)
+
+
+@functools.cache
+def wrapped(x):
+    return x + 40
+
+
+def recursive(x):
+    return recursive(x - 1) if x else run(x)
+
+
+def run(candidate, settings=None):
+    return {"mine": own(closed(wrapped(recursive(1))))}
+"""
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [("made(2)", "made(3)"), ("x + 1\n", "x + 2\n"), ("x + 10", "x + 11"), ("x + 20", "x + 21"),
+     ("return 30", "return 31"), ("x + 40", "x + 41"), ("deep(y) *", "deep(y) /"),
+     ("x - 1", "x - 2"), ("self.tall", "self.tall * 2")],
+)  # fmt: skip
+def test_a_definition_reaches_methods_bases_closures_and_objects(
+    make: Make, edit: tuple[str, str]
+) -> None:
+    assert definition(make(REACHED).run) == definition(make(REACHED).run)
+    assert definition(make(REACHED).run) != definition(make(REACHED, edit).run)
+
+
+def test_what_is_the_librarys_is_no_part_of_a_definition(make: Make) -> None:
+    source = "import torch\n\n\ndef run(x):\n    return torch.relu(x)\n"
+    assert definition(torch.relu) == definition(torch.tanh) == definition(search)
+    assert definition(make(source).run) != definition(make(source, ("relu", "tanh")).run)
+
+
+class Table(nn.Module):
+    """A constant of one's own beside what `initialise` draws anew."""
+
+    def __init__(self, table: torch.Tensor):
+        super().__init__()
+        self.register_buffer("table", table)
+        self.first, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.first(x * self.table))
+
+
+def test_only_what_training_does_not_begin_anew_is_a_constant() -> None:
+    zeros = torch.zeros(4)
+    fresh = network_identity(find_channels(Table(zeros)))
+    constants = {key for key in fresh if key.startswith("constant")}
+    assert constants == {"constant table"}
+    kept = network_identity(find_channels(Table(zeros)), with_weights=True)
+    assert {key for key in kept if key.startswith("constant")} == {
+        "constant table",
+        *(f"constant first.{name}" for name in ("weight", "bias")),
+        *(f"constant norm.{name}" for name in (
+            "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
+        )),
+    }  # fmt: skip
+    for other in (torch.ones(4), zeros.half(), zeros.int()):
+        assert network_identity(find_channels(Table(other), torch.zeros(1, 4))) != fresh
+
+
+def test_the_shape_of_the_input_is_a_part_and_the_rows_are_not() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    first, more, larger = (
+        network_identity(find_channels(model, torch.zeros(shape)))
+        for shape in ((1, 3, 8, 8), (2, 3, 8, 8), (1, 3, 9, 9))
+    )
+    assert first == more
+    assert {key for key in first if first[key] != larger[key]} == {"input input_1"}

@@ -1,6 +1,8 @@
 """Runners: a user's own, and what may be a metric."""
 
+import itertools
 import math
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,20 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
+from labkit.study.record import Candidate, Outcome
 from labkit.study.runners import (
     RUNNERS,
+    BasicComputationsSettings,
+    BasicEvaluationSettings,
+    BasicTrainSettings,
     CandidateNetwork,
+    LatencySettings,
     RunnerSettings,
     get_runner,
     register_runner,
     summary,
 )
 from labkit.study.search import Search, search
-from labkit.transform import total_cost
+from labkit.training import evaluate
+from labkit.transform import Plan, find_channels, initialise, total_cost
 
 
 @pytest.fixture(autouse=True)
@@ -208,3 +217,101 @@ def test_the_models_weights_are_those_that_were_trained(blobs: Dataset) -> None:
     for network, weights in seen:
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, weights[name])
+
+
+def candidate(data: Dataset, **options: Any) -> CandidateNetwork:
+    """A network that counts its forward passes."""
+    model = nn.Sequential(nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 5))
+    channels = find_channels(model, data.x_val[:1])
+    return CandidateNetwork(Plan((("_0", 6),)), channels, model, data, **options)
+
+
+def test_latency_is_the_median_of_the_later_passes(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of its own: two passes that are not counted, then 21 milliseconds 1 to 21."""
+    takes = [1.0, 1.0, *(1e-3 * (21 - i) for i in range(21))]
+    ticks = itertools.accumulate(x for seconds in takes for x in (10.0, seconds))
+    monkeypatch.setattr("labkit.study.runners.time.perf_counter", lambda: next(ticks))
+    timed = candidate(blobs)
+    rows: list[int] = []
+    timed.model.train().register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    metrics = RUNNERS["latency"].run(timed, LatencySettings(batch_size=3, repeats=21))
+    assert metrics == {"latency": pytest.approx(11)}
+    assert rows == [3] * 23
+    assert not timed.model.training
+    assert next(ticks, None) is None
+    assert LatencySettings() == LatencySettings(batch_size=1, repeats=200)
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+@pytest.mark.parametrize("n", [None, 1, 30])
+def test_a_checkpoint_is_evaluated_on_as_many_rows_of_a_split(
+    blobs: Dataset, tmp_path: Path, split: Any, n: int | None
+) -> None:
+    judged = candidate(blobs, checkpoint=tmp_path / "own.pt")
+    torch.save(judged.original.state_dict(), judged.checkpoint)
+    settings = BasicEvaluationSettings(data_loader=f"{split}_dataloader", num_samples=n)
+    x, y = blobs.split(split)
+    expected = evaluate(judged.original, x[:n], y[:n])
+    assert RUNNERS["basic_evaluation"].run(judged, settings) == expected
+    with pytest.raises(LabkitError, match="load_name: basic_evaluation needs the path"):
+        RUNNERS["basic_evaluation"].run(candidate(blobs), settings)
+
+
+@pytest.mark.parametrize(
+    ("convention", "own", "batch"),
+    [
+        ("inference", None, 1),
+        ("training", None, 64),
+        ("reference", None, 64),
+        ("inference", 8, 8),
+        ("training", 8, 8),
+    ],
+)
+def test_a_sample_is_counted_or_a_batch(
+    blobs: Dataset, convention: Any, own: int | None, batch: int
+) -> None:
+    settings = BasicComputationsSettings(convention=convention, precision=4, batch_size=own)
+    counted = candidate(blobs, batch_size=64)
+    cost = total_cost(counted.model, batch_size=batch, convention=convention, precision=4)
+    assert RUNNERS["basic_computations"].run(counted, settings) == {
+        "total_flops": cost.total_flops,
+        "total_bitops": cost.total_bitops,
+        "parameters": cost.parameters,
+    }
+
+
+def test_a_candidate_is_built_with_the_weights_of_its_first_training(blobs: Dataset) -> None:
+    plain = candidate(blobs)
+    outcomes = [
+        Outcome(Candidate(plain.plan, seed), weights=initialise(plain.model, seed).state_dict())
+        for seed in (3, 4)
+    ]
+    outcomes = pickle.loads(pickle.dumps(outcomes))  # as from a worker, without the network
+    weights = initialise(plain.model, 3).state_dict()
+    built = candidate(blobs, outcomes=outcomes).model
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(tensor, outcomes[0].weights[name])
+        assert tensor.shape == weights[name].shape
+
+
+def test_the_smallest_settings_are_taken_and_smaller_ones_are_not() -> None:
+    assert BasicTrainSettings().replicates == 1
+    assert BasicTrainSettings().weights == "fresh"
+    assert BasicComputationsSettings().precision == 32
+    for kind, key in (
+        (BasicTrainSettings, "replicates"),
+        (BasicEvaluationSettings, "num_samples"),
+        (BasicComputationsSettings, "precision"),
+        (BasicComputationsSettings, "batch_size"),
+        (LatencySettings, "batch_size"),
+        (LatencySettings, "repeats"),
+    ):
+        assert getattr(kind.model_validate({key: 1}), key) == 1
+        with pytest.raises(ValidationError, match="greater than or equal to 1"):
+            kind.model_validate({key: 0})
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(kind(), key, 1)
+        with pytest.raises(ValidationError, match="Extra inputs"):
+            kind.model_validate({"other": 1})

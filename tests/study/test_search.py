@@ -19,7 +19,7 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.plots import pareto_front
 from labkit.study.executor import Task
-from labkit.study.networks import load_best
+from labkit.study.networks import load_best, saved_networks
 from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results, indistinguishable
 from labkit.study.runners import RUNNERS, CandidateNetwork, RunnerSettings, register_runner
@@ -149,6 +149,28 @@ def test_a_network_of_the_front_comes_back_as_it_was(
         load_best(tmp_path, 999)
     with pytest.raises(LabkitError, match="holds no trained networks"):
         load_best(tmp_path / "best")
+
+
+def test_a_network_that_leaves_the_front_leaves_the_folder(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    tables["search"]["strategy"]["setup"] |= {"sampler": "bruteforce", "n_trials": 16, "n_jobs": 4}
+    run = Search(tables, data=blobs, folder=tmp_path)
+    bar: list[set[int]] = []
+    told = run.store.tell
+
+    def tell(*args: Any) -> Any:
+        bar.append(saved_networks(tmp_path))
+        return told(*args)
+
+    run.store.tell = tell  # type: ignore[method-assign]
+    results = run.run(progress=False)
+    assert saved_networks(tmp_path) == set(results.front.index)
+    # Each is there before its trial is told, and what one dominates is gone before the next.
+    for number, there in enumerate(bar):
+        front = Results(results.records[:number], results.description).front.index
+        assert there - {number} == set(front)
+    assert max(map(max, filter(None, bar))) > 0
 
 
 def test_an_interrupted_search_continues(

@@ -196,3 +196,108 @@ metrics = st.dictionaries(st.text(), numbers, max_size=3)
 def test_a_record_is_written_and_read_as_it_is(record: Record) -> None:
     written = record.model_dump(mode="json", exclude_defaults=True)
     assert Record.model_validate(written) == record
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tpe", optuna.samplers.TPESampler),
+        ("nsgaii", optuna.samplers.NSGAIISampler),
+        ("nsgaiii", optuna.samplers.NSGAIIISampler),
+        ("qmc", optuna.samplers.QMCSampler),
+        ("random", optuna.samplers.RandomSampler),
+        ("bruteforce", optuna.samplers.RandomSampler),
+    ],
+)
+def test_a_sampler_is_the_one_that_is_named_and_follows_its_seed(name: str, kind: type) -> None:
+    def proposals(seed: int) -> list[int]:
+        study = optuna.create_study(sampler=make_sampler(name, seed))
+        space = {"a": optuna.distributions.IntDistribution(0, 10**9)}
+        asked = [study.ask(space) for _ in range(4)]
+        for trial in asked:
+            study.tell(trial, 0.0)
+        return [trial.params["a"] for trial in asked]
+
+    assert type(make_sampler(name, 0)) is kind
+    assert proposals(3) == proposals(3) != proposals(4)
+
+
+def test_tpe_spreads_what_runs_at_once() -> None:
+    """As Optuna's own option does; and QMC is scrambled, so that its first point is not 0."""
+    sampler: Any = make_sampler("tpe", 0)
+    assert sampler._constant_liar
+    scrambled: Any = make_sampler("qmc", 0)
+    assert scrambled._scramble
+
+
+@pytest.mark.parametrize(("seed", "second"), [(5, 8), (2**32 - 1, 2)])
+def test_a_sampler_that_continues_is_seeded_anew(
+    space: ChannelMultiplierSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    seed: int, second: int,
+) -> None:  # fmt: skip
+    seeds: list[int] = []
+
+    def spy(name: str, seed: int) -> Any:
+        seeds.append(seed)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    monkeypatch.setattr("labkit.study.store.make_sampler", spy)
+    run(make(tmp_path / "study.db", space, seed=seed), 3)
+    make(tmp_path / "study.db", space, seed=seed)
+    assert seeds == [seed, second]
+
+
+def test_a_file_holds_one_study(space: ChannelMultiplierSpace, tmp_path: Path) -> None:
+    make(tmp_path / "study.db", space)
+    with pytest.raises(LabkitError, match=r"project: .* holds the search 's', not 't'"):
+        make(tmp_path / "study.db", space, name="t")
+    url = f"sqlite:///{tmp_path}/study.db"  # a storage of one's own may hold several
+    make(url, space, name="t")
+    make(url, space, name="t")
+    with pytest.raises(LabkitError, match=r"expected one study in .*study.db', got 2"):
+        open_study(tmp_path)
+    assert make(url, space, name="t").study.metric_names == ["accuracy", "total_flops"]
+
+
+def test_the_front_and_the_sampler_learn_of_trained_networks(
+    space: ChannelMultiplierSpace,
+) -> None:
+    store = make(None, space)
+    assert store.is_on_front([0.0, 1e9])
+    widths = {"seq_blocks_2": 8, "seq_blocks_5": 8}
+    metrics = {"accuracy": 0.5, "total_flops": 9.0}
+    record = Record(
+        widths=widths, source=Source.TRAINED, trained_in=0, scaled_metrics=metrics,
+        replicates=[metrics],
+    )  # fmt: skip
+    first = store.tell(store.ask(), record, [0.5, 9.0])
+    store.tell(store.ask(), record.looked_up({"by": "name"}), [0.5, 9.0])
+    failure = Failure(kind=FailureKind.DIVERGED, message="why")
+    store.tell(store.ask(), Record(widths={"seq_blocks_2": 4}, failure=failure), None)
+    assert store.front == [first]
+    assert store.known[record.plan] is first
+    assert len(store.known) == 2
+    assert not store.is_on_front([0.5, 9.5])
+    assert store.is_on_front([0.5, 8.5])
+    inner = store._memory.get_trials()
+    assert [trial.values for trial in inner] == [[0.5, 9.0], [0.5, 9.0], None]
+    assert [trial.state for trial in inner] == 2 * [TrialState.COMPLETE] + [TrialState.FAIL]
+    assert [trial.number for trial in store.trials] == [0, 1, 2]
+    store.add_replicate(0, {"accuracy": 0.75})
+    assert store.replicates_of(0) == [metrics, {"accuracy": 0.75}]
+    assert Results.from_study(store.study).replicates(0) == store.replicates_of(0)
+
+
+def test_what_is_looked_up_says_where_it_comes_from() -> None:
+    record = Record(
+        pass_config={"by": "type"}, widths={"a": 4}, source=Source.TRAINED, trained_in=3,
+        software_metrics={"accuracy": 0.5, "loss": 1}, hardware_metrics={"loss": 2},
+        history=[{"loss": 1}], replicates=[{"loss": 1}],
+    )  # fmt: skip
+    twin = record.looked_up({"by": "name"})
+    assert twin == record.model_copy(
+        update={"pass_config": {"by": "name"}, "source": Source.LOOKED_UP, "history": []}
+    )
+    assert record.metrics == {"accuracy": 0.5, "loss": 2}
+    for error, said in ((LabkitError("so"), "so"), (KeyError("k"), "KeyError: 'k'")):
+        assert Failure.of(FailureKind.RUNNER, error).message == said

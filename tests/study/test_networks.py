@@ -1,0 +1,74 @@
+"""The networks of a front, kept in files or in memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from labkit.errors import LabkitError
+from labkit.study.networks import FrontNetworks, load_best, saved_networks
+from labkit.study.record import Record
+from labkit.transform import Plan, apply, find_channels
+
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+CHANNELS = find_channels(MODEL)
+
+
+def keep(folder: Path | None, *accuracies: float | None) -> tuple[FrontNetworks, list[nn.Module]]:
+    """Keeps a network of another width for each accuracy; one may have been given none."""
+    kept = FrontNetworks(folder, MODEL, CHANNELS, (3,))
+    networks = []
+    for number, accuracy in enumerate(accuracies):
+        plan = Plan((("_0", number + 1),))
+        networks.append(apply(MODEL, plan, channels=CHANNELS).eval())
+        metrics = {} if accuracy is None else {"accuracy": accuracy}
+        record = Record(
+            widths=plan.to_dict(), software_metrics=metrics, hardware_metrics={"latency": 2.0}
+        )
+        kept.keep(number, record, networks[-1].state_dict())
+    return kept, networks
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_each_opens_as_it_was(tmp_path: Path, in_memory: bool) -> None:
+    kept, networks = keep(None if in_memory else tmp_path, 0.5, 0.75, 0.625)
+    x = torch.randn(5, 3)
+    for number, network in enumerate(networks):
+        opened = kept.open(number)
+        assert not opened.training
+        assert torch.equal(opened(x), network(x))
+
+
+def test_the_most_accurate_is_the_best(tmp_path: Path) -> None:
+    keep(tmp_path, 0.5, None, 0.75, 0.625)
+    assert saved_networks(tmp_path) == {0, 1, 2, 3}
+    assert load_best(tmp_path, model=MODEL)[0].out_features == 3
+    with pytest.raises(LabkitError, match=r"trial 4 is not on the front; .* \[0, 1, 2, 3\]"):
+        load_best(tmp_path, 4, model=MODEL)
+    # What has no accuracy is never preferred, even to one that has 0.
+    (tmp_path / "other").mkdir()
+    keep(tmp_path / "other", 0.25, None)
+    assert load_best(tmp_path / "other", model=MODEL)[0].out_features == 1
+
+
+def test_a_plan_lies_beside_its_weights(tmp_path: Path) -> None:
+    keep(tmp_path, 0.5)
+    assert json.loads((tmp_path / "best" / "trial_0.json").read_text()) == {
+        "number": 0,
+        "plan": {"_0": 1},
+        "input_shape": [3],
+        "software_metrics": {"accuracy": 0.5},
+        "hardware_metrics": {"latency": 2.0},
+    }
+
+
+def test_what_leaves_the_front_leaves_no_file(tmp_path: Path) -> None:
+    kept, _ = keep(tmp_path, 0.5, 0.75)
+    kept.drop_others([1])
+    names = sorted(path.name for path in (tmp_path / "best").iterdir())
+    assert names == ["trial_1.json", "trial_1.safetensors"]
+    kept.drop_others([])
+    with pytest.raises(LabkitError, match="holds no trained networks"):
+        load_best(tmp_path)
