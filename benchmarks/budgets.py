@@ -40,9 +40,9 @@ from labkit.study.hypervolume import dominated_volume
 from labkit.study.space import SearchSpaceBase, get_space
 from labkit.study.store import make_sampler
 from labkit.training import TrainSettings, train_stack
+from labkit.transform import Plan, apply
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (1, 3, 9)  # epochs

@@ -39,8 +39,8 @@ from labkit.data import Dataset, load_data
 from labkit.study.config import load_config
 from labkit.study.search import Search
 from labkit.training import TrainSettings, evaluate, train, train_stack
+from labkit.transform import Plan, apply, initialise
 from labkit.transform.models import get_model
-from labkit.transform.plan import Plan, apply, initialise
 
 try:
     from torchmetrics.classification import MulticlassAccuracy
