@@ -67,9 +67,7 @@ class Reshape(Moving):
                 continue
             if before.start == 0:
                 return None  # channels fold into the batch
-            merged: Layout | None = axes[0]
-            for axis in axes[1:]:
-                merged = None if merged is None else lay.product(merged, axis)
+            merged = lay.product(*axes)
             if merged is None:
                 return None  # channels times channels
             given = [sizes[i][0] if by_number else None for i in after]
@@ -96,15 +94,9 @@ def _dealt(axis: Layout, sizes: Sequence[int], given: Sequence[Any], first: bool
         return [axis]
     # The one whose size the code read off a tensor or left open; else the first that can be.
     derived = [i for i, g in enumerate(given) if isinstance(g, Size) or g == -1]
-    possible = [
-        i
-        for i in range(len(sizes))
-        if all(term.inner % math.prod(sizes[i + 1 :]) == 0 for term in lay.expand(axis))
-    ]
-    if len(derived) == 1:
-        at = derived[0]
-    else:
-        at = 0 if first else possible[0] if possible else len(sizes) - 1
+    inner = math.gcd(*[term.inner for term in lay.expand(axis)])
+    possible = (i for i in range(len(sizes)) if inner % math.prod(sizes[i + 1 :]) == 0)
+    at = derived[0] if len(derived) == 1 else 0 if first else next(possible, len(sizes) - 1)
     axis = lay.without_inner(axis, math.prod(sizes[at + 1 :]))
     axis = lay.split_evenly(axis, math.prod(sizes[:at]))
     return [*map(lay.plain, sizes[:at]), axis, *map(lay.plain, sizes[at + 1 :])]

@@ -21,6 +21,7 @@ from labkit.operators import layout as lay
 from labkit.operators.base import Call, Operator, operator_of
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe, is_shape, module_of
+from labkit.operators.shaping import Attribute
 from labkit.transform.graph import Example, example_input_for, layer_nodes, trace
 from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side
 
@@ -134,7 +135,7 @@ class _Walk:
             case "output":
                 for axis in _all_axes(inputs):
                     lay.fix(axis, "it is the network's output")
-            case _ if shape is not None or (inputs and node.target not in SIZES):
+            case _ if shape is not None or (inputs and node.target not in Attribute.functions):
                 module = module_of(node)
                 call = Call(node, module, inputs, self.sides.get(module), self.axes)  # type: ignore[arg-type]
                 operator = operator_of(node)
@@ -201,10 +202,6 @@ class _Walk:
             self.traced, example_input, tuple(order), inputs, outputs, literals, mixing, shapes,
             n_parameters,
         )  # fmt: skip
-
-
-# What is read off a tensor as a number, and so has no channels.
-SIZES = ("size", "dim", "numel", getattr)
 
 
 def _unknown(call: Call) -> Any:

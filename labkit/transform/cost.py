@@ -33,10 +33,10 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -289,12 +289,12 @@ class _Priced:
     def __init__(self, node: Node, channels: Channels, counting: Counting):
         self.node, self.counting = node, counting
         module, operator = module_of(node), operator_of(node)
-        is_resized = operator is not None and operator.sides(module) is not None
-        self.resized = module if is_resized else None  # a layer that has widths of its own
+        sides = None if operator is None or module is None else operator.sides(module)
+        self.resized = None if sides is None else module  # a layer that has widths of its own
         self.own_parameters = _n_parameters(module)  # as it is
         names = [n.name for n in (*node.all_input_nodes, node) if n.name in channels.shapes]
         self.axes = {name: channels.shapes[name] for name in names}
-        self.sides = (channels.inputs[node.name], channels.outputs[node.name]) if is_resized else ()
+        self.sides = (channels.inputs[node.name], channels.outputs[node.name]) if sides else ()
         axes = (*self.sides, *itertools.chain(*self.axes.values()))
         groups = (g for axis in axes if isinstance(axis, Side) for g in axis.groups)
         self.groups = tuple(dict.fromkeys(g.name for g in groups if g.fixed is None))
@@ -321,6 +321,4 @@ class _Priced:
         }
 
 
-_prices: weakref.WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = (
-    weakref.WeakKeyDictionary()
-)
+_prices: WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = WeakKeyDictionary()
