@@ -32,9 +32,7 @@ def is_shape(shape: Any) -> bool:
 def module_of(node: Node, root: nn.Module | None = None) -> nn.Module | None:
     """Returns the layer that a node calls; `None` where it calls a function or method.
 
-    Args:
-        node: The node.
-        root: The network; by default the one whose graph has the node.
+    It is one of `root`, by default the network whose graph has the node.
     """
     root = root or node.graph.owning_module
     if node.op != "call_module" or root is None:
@@ -60,13 +58,7 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 
 
 def run(node: Node, module: nn.Module | None, value: Callable[[], torch.Tensor]) -> Any:
-    """Returns what a node makes of other tensors than those that it reads.
-
-    Args:
-        node: A call of a layer, function or method.
-        module: The layer.
-        value: Returns one of them.
-    """
+    """Returns what a call makes of other tensors, each made by `value`, than those it reads."""
     args: Any = map_arg(node.args, lambda _: value())
     kwargs: Any = map_arg(node.kwargs, lambda _: value())
     if node.op == "call_method":

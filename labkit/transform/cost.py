@@ -124,14 +124,9 @@ class Counting(NamedTuple):
         return cls(batch_size, convention, precision)
 
     def price(self, node: Node, shapes: Shapes, old_shapes: Shapes, parameters: int) -> LayerCost:
-        """Returns what a call costs.
+        """Returns what a call costs, of shapes by fx name, for two rows.
 
-        Args:
-            node: The call.
-            shapes: fx name → shape of each tensor that it reads and of the one that it returns, for
-                two rows.
-            old_shapes: Those that count where it is no matrix product.
-            parameters: Those of the layer that it calls.
+        The old shapes count where it is no matrix product.
         """
         module, operator = module_of(node), operator_of(node)
         is_product = operator is not None and operator.matrix_product

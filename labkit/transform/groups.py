@@ -80,22 +80,14 @@ class Side:
         return self.width_in({})
 
     def width_in(self, widths: Mapping[str, int]) -> int:
-        """Returns the channels under a plan.
-
-        Args:
-            widths: Group name → width; a group that is missing keeps its own.
-        """
+        """Returns the channels under a plan: group name → width; a missing one keeps its own."""
         return sum(
             widths.get(part.group.name, part.group.width) // part.group.multiple * part.inner
             for part in self.parts
         )
 
     def positions(self, chosen: Copies) -> torch.Tensor:
-        """Returns int `[new channels]`: which of the channels each new one copies.
-
-        Args:
-            chosen: What each new unit of a group copies; a group that is missing stays.
-        """
+        """Returns int `[new channels]`: which one each copies; groups that are missing stay."""
         positions, start = [], 0
         for part in self.parts:
             group, block = part.group, torch.arange(part.inner)
