@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from labkit.operators.normalisation import BatchNorm
-from labkit.transform.passes import TransformInfo, channel_multiplier_transform_pass
+from labkit.transform.applying import TransformInfo, channel_multiplier_transform_pass
 
 # Network → the module of pytorchcv that has it.
 NETWORKS = {

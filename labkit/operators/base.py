@@ -7,19 +7,22 @@ what the axes of its output are made of (`flow`), what becomes of its parameters
 
 from __future__ import annotations
 
+import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 from torch.fx import Node
 
+from labkit.errors import LabkitError
 from labkit.operators import layout as lay
 from labkit.operators.building import StackBuilder, Stacked
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import argument, describe
-from labkit.operators.weights import OUT, Axis, carried, resized
+from labkit.operators.nodes import argument, describe, module_of
+from labkit.operators.weights import IN, OUT, Axis, carried, resized
 
 # What a tensor's axes are made of; of several tensors, a tuple of these.
 Axes = list[Layout]
@@ -101,6 +104,7 @@ class Operator:
             `IN`, one for each input channel, and summed over; `EACH`, one for each input channel,
             each used by itself; `None`, something else.
         attributes: Attribute of a layer → `IN` or `OUT`, the width that it has as a number.
+        flops_each: What it costs for each element that it puts out, where that is a constant.
     """
 
     modules: ClassVar[Modules] = ()
@@ -110,6 +114,7 @@ class Operator:
     matrix_product: ClassVar[bool] = False
     tensors: ClassVar[Mapping[str, tuple[Axis | None, ...]]] = {}
     attributes: ClassVar[Mapping[str, Axis]] = {}
+    flops_each: ClassVar[int | None] = None
 
     @property
     def writes(self) -> bool:
@@ -200,9 +205,10 @@ class Operator:
             written: The shape of what it returns.
 
         Returns:
-            `None` where this is not known: it then counts as 0, with a warning.
+            By default `flops_each` for each element; `None` where this is not known: it then counts
+            as 0, with a warning.
         """
-        return None
+        return None if self.flops_each is None else self.flops_each * math.prod(written)
 
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         """Builds the operator's form in a stack, with a leading candidate axis.
@@ -221,13 +227,26 @@ class Operator:
 
 
 class Layer(Operator):
-    """An operator whose layers have channels of their own, on one axis of what they read."""
+    """An operator whose layers have channels of their own, on one axis of what they read.
 
-    fixes_space: ClassVar[bool] = True  # what is behind that axis must not be channels
+    Attributes:
+        fixes_space: Whether what is behind that axis must not be channels.
+    """
+
+    fixes_space: ClassVar[bool] = True
 
     def axis(self, module: Any, ndim: int) -> int:
         """Returns on which axis of its input a layer has its channels: by default the last one."""
         return ndim - 1
+
+    def sides(self, module: Any) -> tuple[Layout, Layout] | None:
+        """Returns the widths that `attributes` names; with one alone, it is that of both sides."""
+        groups = self.groups(module)  # a width stays a multiple of their number
+        axes = {
+            axis: lay.width(getattr(module, name) // groups) * groups
+            for name, axis in self.attributes.items()
+        }
+        return (axes.get(IN, axes[OUT]), axes[OUT]) if OUT in axes else None
 
     def flow(self, call: Call) -> Any:
         """Joins that axis with the layer's input channels, and makes it the output channels."""
@@ -242,3 +261,70 @@ class Layer(Operator):
             after if i == axis else kept if lay.size(kept) == size else lay.plain(size)
             for i, (kept, size) in enumerate(zip(x, call.shape))
         ]
+
+
+_modules: dict[type[nn.Module], Operator] = {}
+_functions: dict[Callable[..., Any] | str, Operator] = {}
+Kind = TypeVar("Kind", bound=type[Operator])
+
+
+def register_operator(kind: Kind) -> Kind:
+    """Makes an operator known: tracing, channels, weights, cost and stacks ask it from now on.
+
+    Its layers become single nodes of a traced graph, and so do its functions where they are global
+    names of the module whose code calls them.
+
+    Example:
+        >>> @register_operator
+        ... class Scaling(Operator):
+        ...     functions = (scale,)
+        ...     flops_each = 1
+        ...     def flow(self, call):
+        ...         return call.x
+
+    Args:
+        kind: A subclass of `Operator`; it takes over what another one was registered for.
+
+    Returns:
+        The same class.
+
+    Raises:
+        LabkitError: It is no such class, or is for nothing.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Operator)):
+        raise LabkitError(f"register_operator: expected a subclass of Operator, got {kind!r}")
+    if not (kind.modules or kind.functions):
+        raise LabkitError(f"{kind.__name__}: expected modules or functions that it is for")
+    operator = kind()
+    _modules.update(dict.fromkeys(kind.modules, operator))
+    _functions.update(dict.fromkeys(kind.functions, operator))
+    return kind
+
+
+def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator | None:
+    """Returns the operator of a call in a graph, a layer, a function, or a method by its name.
+
+    `None` is that of which labkit knows nothing.
+    """
+    if isinstance(called, Node):
+        if called.op not in ("call_module", "call_function", "call_method"):
+            return None
+        called = module_of(called) or called.target
+    if not isinstance(called, nn.Module):
+        return _functions.get(called)
+    kind = next((kind for kind in type(called).__mro__ if kind in _modules), None)
+    return None if kind is None else _modules[kind].variant(called)
+
+
+def scalable_modules() -> Modules:
+    """Returns the classes of layers that a configuration can scale."""
+    return tuple(kind for kind, operator in _modules.items() if operator.scalable)
+
+
+def leaf_functions() -> tuple[Callable[..., Any], ...]:
+    """Returns the functions, other than PyTorch's, that are one node of a traced graph each."""
+    return tuple(
+        function
+        for function in _functions
+        if isinstance(function, types.FunctionType) and not function.__module__.startswith("torch")
+    )

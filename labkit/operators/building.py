@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node
-from torch.fx.node import map_arg
+from torch.fx import Graph, GraphModule, Node
 
 from labkit.errors import LabkitError
-from labkit.operators.nodes import describe
+from labkit.operators.nodes import describe, run
 
 
 class NotStackable(LabkitError):  # noqa: N818 — not a mistake: the plain loop can train it
@@ -61,7 +60,7 @@ class StackBuilder:
         self.candidates = candidates
         self.size = len(candidates)
         self.graph = Graph()
-        self.root = nn.Module()
+        self.root = GraphModule({}, Graph())
         self.tensors: dict[Node, Stacked] = {}
         self.real: dict[str, torch.Tensor] = {}
         self._inputs: dict[str, torch.Tensor] = {}  # of each layer: its input's real channels
@@ -104,7 +103,7 @@ class StackBuilder:
         """Does in the stack what a node does in a candidate; the channels stay where they are."""
         module = self.module(node)
         if module is not None:
-            self._add(str(node.target), copy.deepcopy(module))
+            self.root.add_submodule(str(node.target), copy.deepcopy(module))
         return self._called(node, like.real, like.spatial)
 
     def layer(
@@ -121,7 +120,7 @@ class StackBuilder:
         target = str(node.target)
         if target not in self._inputs:
             self._inputs[target] = x.real
-            self._add(target, build())
+            self.root.add_submodule(target, build())
         elif not torch.equal(self._inputs[target], x.real):
             raise NotStackable(f"{describe(node)} is called on channels in different places")
         return self._called(node, real, x.spatial)
@@ -129,15 +128,6 @@ class StackBuilder:
     def _called(self, node: Node, real: torch.Tensor, spatial: bool) -> Stacked:
         stacked = self.graph.node_copy(node, lambda source: self.tensors[source].node)
         return Stacked(stacked, real, spatial)
-
-    def _add(self, target: str, layer: nn.Module) -> None:
-        *path, name = target.split(".")
-        parent = self.root
-        for part in path:
-            if part not in parent._modules:
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(name, layer)
 
     def masked(self, stacked: Stacked, name: str, ndim: int) -> Stacked:
         """Makes padding zero again.
@@ -203,16 +193,8 @@ def at_zero(node: Node, module: nn.Module | None) -> float:
         NotStackable: The value or the gradient there is not finite, so padding would spread.
     """
     zero = torch.zeros(1, requires_grad=True)
-    args: Any = map_arg(node.args, lambda _: zero * 1)  # a copy, for what works in place
-    kwargs: Any = map_arg(node.kwargs, lambda _: zero * 1)
     with torch.enable_grad():
-        if module is not None:
-            value = module(*args, **kwargs)
-        elif node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            value = node.target(*args, **kwargs)
+        value = run(node, module, lambda: zero * 1)  # a copy, for what works in place
         if value.requires_grad:
             value.sum().backward()
     gradient = zero if zero.grad is None else zero.grad

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +12,10 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Functions, Layer, Modules, Operator, Shape
+from labkit.operators.base import Axes, Call, Functions, Layer, Modules, Operator, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, at_zero, folded
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import describe
-from labkit.operators.registry import register_operator
 from labkit.operators.weights import OUT
 
 
@@ -27,6 +24,7 @@ class Elementwise(Operator):
     """Activations and arithmetic: one operation an element."""
 
     leaf = False
+    flops_each = 1
     modules: ClassVar[Modules] = (
         nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
         nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
@@ -61,9 +59,6 @@ class Elementwise(Operator):
             result.insert(0, first)
         return result
 
-    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
-        return math.prod(written)
-
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         first, *others = stack.inputs(node)
         for other in others:
@@ -82,16 +77,9 @@ class Passing(Elementwise):
 
     modules: ClassVar[Modules] = (nn.Identity, nn.Dropout)
     functions: ClassVar[Functions] = (
-        F.dropout,
-        torch.clone,
-        torch.detach,
-        "contiguous",
-        "clone",
-        "detach",
-    )
-
-    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
-        return 0
+        F.dropout, torch.clone, torch.detach, "contiguous", "clone", "detach",
+    )  # fmt: skip
+    flops_each = 0
 
 
 @register_operator
@@ -148,10 +136,7 @@ class PReLU(Elementwise, Layer):
         return min(1, ndim - 1)
 
     def sides(self, module: nn.PReLU) -> tuple[Layout, Layout] | None:
-        if module.num_parameters == 1:
-            return None
-        axis = lay.width(module.num_parameters)
-        return axis, axis
+        return None if module.num_parameters == 1 else super().sides(module)
 
     def flow(self, call: Call) -> Any:
         return (Elementwise if call.sides is None else Layer).flow(self, call)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Var:
@@ -182,13 +182,13 @@ def split_evenly(layout: Layout, n: int) -> Layout:
     return expand(first)
 
 
-def product(outer: Layout, inner: Layout) -> Layout | None:
-    """Returns two axes as one, the inner one running faster; `None` where both can change."""
-    if not free(inner):
-        return tuple(Term(t.var, t.inner * size(inner), t.ordered) for t in expand(outer))
-    if not free(outer):
-        return expand(inner) * size(outer)
-    return None
+def product(*axes: Layout) -> Layout | None:
+    """Returns axes as one, the last running fastest; `None` where more than one can change."""
+    at, *others = [i for i, axis in enumerate(axes) if free(axis)] or [0]
+    if others:
+        return None
+    outer, inner = (math.prod(map(size, part)) for part in (axes[:at], axes[at + 1 :]))
+    return tuple(replace(t, inner=t.inner * inner) for t in expand(axes[at])) * outer
 
 
 def without_inner(layout: Layout, n: int) -> Layout:

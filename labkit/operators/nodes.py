@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 
 class Size(int):
@@ -30,9 +32,7 @@ def is_shape(shape: Any) -> bool:
 def module_of(node: Node, root: nn.Module | None = None) -> nn.Module | None:
     """Returns the layer that a node calls; `None` where it calls a function or method.
 
-    Args:
-        node: The node.
-        root: The network; by default the one whose graph has the node.
+    It is one of `root`, by default the network whose graph has the node.
     """
     root = root or node.graph.owning_module
     if node.op != "call_module" or root is None:
@@ -55,6 +55,16 @@ def describe(node: Node, root: nn.Module | None = None) -> str:
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """Returns an argument of a function, or of a method whose first one is the tensor itself."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def run(node: Node, module: nn.Module | None, value: Callable[[], torch.Tensor]) -> Any:
+    """Returns what a call makes of other tensors, each made by `value`, than those it reads."""
+    args: Any = map_arg(node.args, lambda _: value())
+    kwargs: Any = map_arg(node.kwargs, lambda _: value())
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    called: Any = node.target if module is None else module
+    return called(*args, **kwargs)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,28 +10,29 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Layer, Operator, Shape
+from labkit.operators.base import Call, Layer, Operator, register_operator
 from labkit.operators.building import StackBuilder, Stacked, folded
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import spatial_rank
-from labkit.operators.registry import register_operator
 from labkit.operators.weights import OUT
-
-RUNNING = ("running_mean", "running_var")
 
 
 class Normalisation(Layer):
-    """One parameter (or running statistic) a channel."""
+    """One parameter (or running statistic) a channel.
 
-    tensors: ClassVar = dict.fromkeys(("weight", "bias", *RUNNING), (OUT,))
+    Attributes:
+        mixes: Whether it normalises over channels.
+    """
+
+    flops_each = 4
+    mixes: ClassVar[bool] = False
+    tensors: ClassVar = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (OUT,))
     attributes: ClassVar = {"num_features": OUT}
 
-    def sides(self, module: Any) -> tuple[Layout, Layout] | None:
-        axis = lay.width(module.num_features)
-        return axis, axis
-
-    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
-        return 4 * math.prod(written)
+    def flow(self, call: Call) -> Any:
+        if self.mixes and call.sides is not None:
+            call.mix(call.sides[0], averages=True)
+        return super().flow(call)
 
 
 @register_operator
@@ -107,6 +106,7 @@ class GroupNorm(Normalisation):
     """Equal groups of channels; with one for each channel, it follows the width of its input."""
 
     modules = (nn.GroupNorm,)
+    mixes = True
     tensors: ClassVar = {"weight": (OUT,), "bias": (OUT,)}
     attributes: ClassVar = {"num_channels": OUT}
 
@@ -116,27 +116,18 @@ class GroupNorm(Normalisation):
     def axis(self, module: nn.Module, ndim: int) -> int:
         return 1
 
-    def sides(self, module: nn.GroupNorm) -> tuple[Layout, Layout]:
-        axis = lay.width(module.num_channels // module.num_groups) * module.num_groups
-        return axis, axis
-
-    def flow(self, call: Call) -> Any:
-        if call.sides is not None:
-            call.mix(call.sides[0], averages=True)
-        return super().flow(call)
+    def groups(self, module: nn.GroupNorm) -> int:
+        return module.num_groups
 
 
 class ChannelNorm(GroupNorm):
     """A group norm with a group for each channel."""
 
+    mixes = False
     attributes: ClassVar = {"num_channels": OUT, "num_groups": OUT}
 
-    def sides(self, module: nn.GroupNorm) -> tuple[Layout, Layout]:
-        axis = lay.width(module.num_channels)
-        return axis, axis
-
-    def flow(self, call: Call) -> Any:
-        return Layer.flow(self, call)
+    def groups(self, module: nn.GroupNorm) -> int:
+        return 1
 
 
 CHANNEL_NORM = ChannelNorm()
@@ -147,6 +138,7 @@ class LayerNorm(Normalisation):
     """All features of the last axis; over several axes it is not known."""
 
     modules = (nn.LayerNorm,)
+    mixes = True
     tensors: ClassVar = {"weight": (OUT,), "bias": (OUT,)}
     attributes: ClassVar = {"normalized_shape": OUT}
 
@@ -155,8 +147,3 @@ class LayerNorm(Normalisation):
             return None
         axis = lay.width(module.normalized_shape[0])
         return axis, axis
-
-    def flow(self, call: Call) -> Any:
-        if call.sides is not None:
-            call.mix(call.sides[0], averages=True)
-        return super().flow(call)

@@ -1,4 +1,4 @@
-"""What works on the space of each channel by itself: pooling, padding, upsampling."""
+"""What goes over space or whole axes: pooling, padding, upsampling, means, sums, extremes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape
-from labkit.operators.building import StackBuilder, Stacked
-from labkit.operators.nodes import describe, is_shape, spatial_rank
-from labkit.operators.registry import register_operator
+from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape, register_operator
+from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
+from labkit.operators.nodes import as_tuple, describe, is_shape, spatial_rank
 
 
 class Spatial(Operator):
     """Works on the last axes, which must not be channels, and keeps the others."""
 
     leaf = False
+    flops_each = 0
 
     def rank(self, call: Call) -> int:
         """Returns how many axes it works on."""
@@ -34,9 +34,6 @@ class Spatial(Operator):
         if any(map(lay.free, call.x[len(kept) :])):
             return None
         return [*kept, *map(lay.plain, call.shape[len(kept) :])]
-
-    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
-        return 0
 
 
 @register_operator
@@ -111,3 +108,56 @@ class Upsampling(Spatial):
 
     def rank(self, call: Call) -> int:
         return len(call.x) - 2
+
+
+@register_operator
+class Extreme(Operator):
+    """The largest or smallest; which copies of channels do not change.
+
+    It costs one operation for each element that it reads.
+
+    Attributes:
+        averages: Whether copying all channels equally often leaves the result as it is; `None`
+            where copies never change it.
+    """
+
+    averages: ClassVar[bool | None] = None
+    functions: ClassVar[Functions] = (torch.amax, torch.amin, "amax", "amin")
+
+    def flow(self, call: Call) -> Any:
+        dims = call.argument(1, "dim")
+        if dims is None or not is_shape(call.shape):
+            return None
+        dims = {dim % len(call.x) for dim in as_tuple(dims)}
+        for dim in dims:
+            if self.averages is not None and lay.free(call.x[dim]):
+                call.mix(call.x[dim], averages=self.averages)
+        if call.argument(2, "keepdim", False):
+            return [lay.plain(1) if i in dims else axis for i, axis in enumerate(call.x)]
+        return [axis for i, axis in enumerate(call.x) if i not in dims]
+
+    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
+        return math.prod(read[0])
+
+
+@register_operator
+class Sum(Extreme):
+    """The sum."""
+
+    averages = False
+    functions = (torch.sum, "sum")
+
+
+@register_operator
+class Mean(Extreme):
+    """The mean, which channels copied equally often do not change."""
+
+    averages = True
+    functions = (torch.mean, "mean")
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        x, shape = stack.inputs(node)[0], node.all_input_nodes[0].meta["shape"]
+        if not x.spatial or node.meta["shape"] != shape[:2]:
+            raise NotStackable(f"{describe(node)} does more than average over spatial axes")
+        mean = stack.call(torch.mean, x.node, list(range(2, len(shape))))
+        return Stacked(stack.call(flattened, mean, stack.size), x.real, spatial=False)

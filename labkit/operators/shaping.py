@@ -1,8 +1,9 @@
-"""What only moves elements: reshaping, transposing, adding and dropping axes. It costs nothing."""
+"""What only moves elements: reshaping, transposing, joining and taking parts. It costs nothing."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,21 +13,18 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Operator, Shape
+from labkit.operators.base import Axes, Call, Operator, Path, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
 from labkit.operators.elementwise import Elementwise
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import Size, as_tuple, describe
-from labkit.operators.registry import register_operator
+from labkit.operators.nodes import Size, argument, as_tuple, describe, run
 
 
 class Moving(Operator):
     """Costs nothing."""
 
     leaf = False
-
-    def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
-        return 0
+    flops_each = 0
 
 
 @register_operator
@@ -69,9 +67,7 @@ class Reshape(Moving):
                 continue
             if before.start == 0:
                 return None  # channels fold into the batch
-            merged: Layout | None = axes[0]
-            for axis in axes[1:]:
-                merged = None if merged is None else lay.product(merged, axis)
+            merged = lay.product(*axes)
             if merged is None:
                 return None  # channels times channels
             given = [sizes[i][0] if by_number else None for i in after]
@@ -98,15 +94,9 @@ def _dealt(axis: Layout, sizes: Sequence[int], given: Sequence[Any], first: bool
         return [axis]
     # The one whose size the code read off a tensor or left open; else the first that can be.
     derived = [i for i, g in enumerate(given) if isinstance(g, Size) or g == -1]
-    possible = [
-        i
-        for i in range(len(sizes))
-        if all(term.inner % math.prod(sizes[i + 1 :]) == 0 for term in lay.expand(axis))
-    ]
-    if len(derived) == 1:
-        at = derived[0]
-    else:
-        at = 0 if first else possible[0] if possible else len(sizes) - 1
+    inner = math.gcd(*[term.inner for term in lay.expand(axis)])
+    possible = (i for i in range(len(sizes)) if inner % math.prod(sizes[i + 1 :]) == 0)
+    at = derived[0] if len(derived) == 1 else 0 if first else next(possible, len(sizes) - 1)
     axis = lay.without_inner(axis, math.prod(sizes[at + 1 :]))
     axis = lay.split_evenly(axis, math.prod(sizes[:at]))
     return [*map(lay.plain, sizes[:at]), axis, *map(lay.plain, sizes[at + 1 :])]
@@ -139,40 +129,18 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, 
 
 
 @register_operator
-class Transpose(Moving):
-    """Swaps two axes."""
-
-    functions = (torch.transpose, "transpose")
-
-    def flow(self, call: Call) -> Any:
-        axes = list(call.x)
-        i, j = call.argument(1, "dim0"), call.argument(2, "dim1")
-        axes[i], axes[j] = axes[j], axes[i]
-        return axes
-
-
-@register_operator
 class Permute(Moving):
-    """Puts axes in another order."""
+    """Puts axes in another order, or adds axes of size 1."""
 
-    functions = (torch.permute, "permute")
-
-    def flow(self, call: Call) -> Any:
-        dims: Any = call.node.kwargs.get("dims", call.node.args[1:])
-        dims = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
-        return [call.x[dim] for dim in dims]
-
-
-@register_operator
-class Unsqueeze(Moving):
-    """Adds an axis of size 1."""
-
-    functions = (torch.unsqueeze, "unsqueeze")
+    functions = (
+        torch.transpose, torch.permute, torch.unsqueeze, "transpose", "permute", "unsqueeze",
+    )  # fmt: skip
 
     def flow(self, call: Call) -> Any:
-        axes = list(call.x)
-        axes.insert(call.argument(1, "dim") % (len(axes) + 1), lay.plain(1))
-        return axes
+        # The sizes of a tensor that is moved alike say which axis went where.
+        marked = torch.empty([2 + i for i in range(len(call.x))], device="meta")
+        moved = run(call.node, None, lambda: marked)
+        return [lay.plain(1) if size == 1 else call.x[size - 2] for size in moved.shape]
 
 
 @register_operator
@@ -220,3 +188,129 @@ class Shuffle(Moving):
         groups: int = call.module.groups  # type: ignore[union-attr, assignment]
         block = lay.split_evenly(channels, groups)
         return [rows, tuple(replace(t, inner=t.inner * groups) for t in block), *space]
+
+
+@register_operator
+class Cat(Moving):
+    """Tensors side by side on one axis."""
+
+    functions = (torch.cat, torch.concat)
+
+    def flow(self, call: Call) -> Any:
+        parts = [call.axes[part] for part in call.argument(0, "tensors")]
+        first, *others = parts
+        dim = call.argument(1, "dim", 0) % len(first)
+        for other in others:
+            for i in range(len(first)):
+                if i != dim:
+                    lay.join(first[i], other[i])
+        together = tuple(term for part in parts for term in part[dim])
+        return [together if i == dim else axis for i, axis in enumerate(first)]
+
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked:
+        stack.inputs(node)
+        parts = [stack.tensors[part] for part in argument(node, 0, "tensors")]
+        dim = argument(node, 1, "dim", 0) % len(node.meta["shape"])
+        spatial = parts[0].spatial
+        if dim != 1 or any(part.spatial != spatial for part in parts):
+            raise NotStackable(f"{describe(node)} does more than concatenate channels")
+        real = torch.cat([part.real for part in parts], dim=1)
+        nodes = [part.node for part in parts]
+        if spatial:
+            return Stacked(stack.call(cat_spatial, nodes, stack.size), real, spatial)
+        return Stacked(stack.call(torch.cat, nodes, 1), real, spatial)
+
+
+def cat_spatial(parts: Sequence[torch.Tensor], candidates: int) -> torch.Tensor:
+    """Concatenates `[rows, candidates · channels, …]` over each candidate's channels."""
+    unfolded = [part.unflatten(1, (candidates, -1)) for part in parts]
+    return torch.cat(unfolded, dim=2).flatten(1, 2)
+
+
+def _cut(x: Axes, dim: int, sizes: Sequence[int]) -> tuple[Axes, ...]:
+    return tuple([*x[:dim], part, *x[dim + 1 :]] for part in lay.split(x[dim], sizes))
+
+
+@register_operator
+class Chunk(Moving):
+    """Equal parts of an axis, so many."""
+
+    functions = (torch.chunk, "chunk")
+
+    def flow(self, call: Call) -> Any:
+        x, n, shapes = call.x, call.argument(1, "chunks"), call.shape
+        dim = call.argument(2, "dim", 0) % len(x)
+        if not lay.free(x[dim]):
+            return _cut(x, dim, [shape[dim] for shape in shapes])
+        if len(shapes) != n or lay.size(x[dim]) % n:
+            return None  # the last chunk is smaller, which other widths would change
+        part = lay.split_evenly(x[dim], n)
+        return tuple([*x[:dim], part, *x[dim + 1 :]] for _ in range(n))
+
+
+@register_operator
+class Split(Moving):
+    """Parts of an axis, of given sizes."""
+
+    functions = (torch.split, "split")
+
+    def flow(self, call: Call) -> Any:
+        node, x = call.node, call.x
+        dim = call.argument(2, "dim", 0) % len(x)
+        parts = _cut(x, dim, [shape[dim] for shape in call.shape])
+        if lay.free(x[dim]):
+            key = "split_size" if "split_size" in node.kwargs else "split_size_or_sections"
+            path: Path = ("args", 1) if len(node.args) > 1 else ("kwargs", key)
+            call.literal(path, [part[dim] for part in parts])
+        return parts
+
+
+@register_operator
+class Item(Moving):
+    """Indexing: one of several tensors, or a part of one."""
+
+    functions = (operator.getitem,)
+
+    def flow(self, call: Call) -> Any:
+        x, index = call.x, call.node.args[1]
+        if isinstance(x, tuple):
+            return x[index] if isinstance(index, int) else None
+        items = index if isinstance(index, tuple) else (index,)
+        if Ellipsis in items:
+            at = items.index(Ellipsis)
+            n_named = sum(item is not None and item is not Ellipsis for item in items)
+            items = (*items[:at], *[slice(None)] * (len(x) - n_named), *items[at + 1 :])
+        result: Axes = []
+        rest = list(x)
+        for place, item in enumerate(items):
+            if item is None:
+                result.append(lay.plain(1))
+            elif item == slice(None):
+                result.append(rest.pop(0))
+            elif isinstance(item, int) and not lay.free(rest[0]):
+                rest.pop(0)
+            elif isinstance(item, slice) and not lay.free(rest[0]):
+                result.append(lay.plain(call.shape[len(result)]))
+                rest.pop(0)
+            elif isinstance(item, slice) and Ellipsis not in as_tuple(index):
+                path = ("args", 1, place) if isinstance(index, tuple) else ("args", 1)
+                part = _sliced(call, rest.pop(0), item, path)
+                if part is None:
+                    return None
+                result.append(part)
+            else:
+                return None
+        return [*result, *rest]
+
+
+def _sliced(call: Call, axis: Layout, item: slice, path: Path) -> Layout | None:
+    """Returns the part of an axis with channels that a slice takes."""
+    if item.step not in (None, 1) or any(isinstance(b, Node) for b in (item.start, item.stop)):
+        return None
+    start, stop, _ = item.indices(lay.size(axis))
+    before, part, _ = lay.split(axis, [start, stop - start, lay.size(axis) - stop])
+    if item.start is not None:
+        call.literal([*path, "start"], before)
+    if item.stop is not None:
+        call.literal([*path, "stop"], (*before, *part))
+    return part

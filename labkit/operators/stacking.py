@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from labkit.operators.base import operator_of
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
 from labkit.operators.nodes import describe, is_shape, module_of
-from labkit.operators.registry import has_own_forward, operator_of
 
 
 class Stack(StackBuilder):
@@ -21,9 +21,7 @@ class Stack(StackBuilder):
         candidates: Networks that differ only in widths, with the weights to start from.
 
     Attributes:
-        size: The number of candidates.
         network: Maps what `spread` returns to logits `[candidates, classes, rows]`.
-        real: Name of a parameter or buffer → bool `[candidates, *channel axes]`; false is padding.
 
     Raises:
         NotStackable: The network mixes channels, or does what the stack does not know.
@@ -47,7 +45,8 @@ class Stack(StackBuilder):
             self.graph.output(self.tensors[node.args[0]].node)
         elif shape is not None:  # otherwise only a reshape can use it, and that does without
             module, operator = module_of(node), operator_of(node)
-            if module is not None and has_own_forward(module):
+            forwards = () if operator is None else [kind.forward for kind in operator.modules]
+            if module is not None and forwards and type(module).forward not in forwards:
                 raise NotStackable(f"{describe(node)} has a forward of its own")
             stacked = None if operator is None else operator.stacked(self, node)
             if stacked is None:

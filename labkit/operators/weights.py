@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 
 class Axis(enum.Enum):
@@ -27,25 +28,12 @@ Tensors = Sequence[Axis | None]
 
 
 def carried(
-    tensor: torch.Tensor,
-    axes: Tensors,
-    inputs: torch.Tensor,
-    outputs: torch.Tensor,
-    *,
-    groups: int = 1,
-    noise: float = 0.0,
-) -> torch.Tensor:
-    """Returns a layer's tensor for channels that copy others.
+    tensor: Tensor, axes: Tensors, inputs: Tensor, outputs: Tensor, *, groups: int, noise: float
+) -> Tensor:
+    """Returns a layer's tensor for channels that copy others, as `Operator.carry` is given them.
 
-    Args:
-        tensor: What it was; of several groups, `[groups · rows, columns, …]`: a block of rows, with
-            columns of its own, for each.
-        axes: What its first axes are.
-        inputs: int `[new input channels]`, the old one that each copies.
-        outputs: The same of its output.
-        groups: The number of blocks.
-        noise: Added to what writes a channel whose original has a copy before it, as a share of the
-            tensor's standard deviation.
+    Of several groups it is `[groups · rows, columns, …]`: a block of rows, with columns of its own,
+    for each. Noise is added to what writes a channel whose original has a copy before it.
     """
     share = 1 / inputs.bincount()[inputs].to(tensor.dtype)
     written = OUT if OUT in axes else EACH
@@ -69,7 +57,7 @@ def carried(
     return torch.cat(blocks)
 
 
-def _copied(chosen: torch.Tensor) -> torch.Tensor:
+def _copied(chosen: Tensor) -> Tensor:
     """Returns which channels copy one that has a copy before them."""
     places = torch.arange(len(chosen), device=chosen.device)
     first = chosen.new_full((int(chosen.max()) + 1,), len(chosen))

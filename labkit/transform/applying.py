@@ -1,25 +1,30 @@
-"""A plan becomes a network: a copy of the one that it is for, with other widths."""
+"""A plan becomes a network: a copy of the one that it is for, with other widths.
+
+The passes resolve a configuration to a plan first.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from typing import Literal as OneOf
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
+from labkit.operators.base import operator_of
 from labkit.operators.nodes import describe
-from labkit.operators.registry import operator_of
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, layer_nodes, trace
-from labkit.transform.groups import Channels, Copies, Literal, Side
-from labkit.transform.plan import Plan, Resolution, widths_of
+from labkit.transform.groups import Channels, Side, copies, inexact
+from labkit.transform.plan import PassConfig, Plan, Resolution, resolve, widths_of
 
 Weights = OneOf["fresh", "keep"]
 
@@ -83,51 +88,10 @@ def apply(
     return _with_literals(new_model, channels, widths) if chosen else new_model
 
 
-def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | None = None) -> Copies:
-    """Returns, for each group whose width changes, which unit each new one copies.
-
-    Copies are shared out evenly: unit j is a copy of unit j modulo their old number.
-
-    Args:
-        channels: The network's channel groups.
-        widths: Group name → new width.
-        model: The network whose largest channels a narrower group keeps; without it, it keeps its
-            first ones.
-    """
-    chosen: dict[str, torch.Tensor] = {}
-    norms: dict[str, torch.Tensor] = {}
-    for group in channels.free:
-        before, after = group.n_units, widths[group.name] // group.multiple
-        if after < before and model is not None:
-            norms = norms or _norms(model, channels)
-            chosen[group.name] = norms[group.name].topk(after).indices.sort().values
-        elif after != before:
-            chosen[group.name] = torch.arange(after) % before
-    return chosen
-
-
-def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
-    """Returns, for each group, the squared norm of all weights that write each of its units."""
-    norms = {g.name: torch.zeros(g.n_units) for g in channels.groups}
-    for node, module in layer_nodes(channels.traced):
-        operator = operator_of(module)
-        if operator is None or not operator.writes:
-            continue
-        side, start = channels.outputs[node.name], 0
-        by_output = operator.norms(model.get_submodule(str(node.target))).expand(side.width)
-        for part in side.parts:
-            stop = start + part.group.n_units * part.inner
-            norms[part.group.name] += by_output[start:stop].view(-1, part.inner).sum(1)
-            start = stop
-    return norms
-
-
 def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
     """Returns the resized network with the numbers in its code that the widths ask for."""
     # Also those that stay as they are: half of another width may be what the code computes.
-    wanted = {
-        (literal.node, literal.path): _value(literal, widths) for literal in channels.literals
-    }
+    wanted = {(each.node, each.path): each.value_in(widths) for each in channels.literals}
     if not wanted:
         return model
     try:  # code that reads its sizes off a tensor has them right by itself
@@ -149,15 +113,8 @@ def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, in
         for (name, path), value in wanted.items():
             if node.name == name:
                 arguments = {"args": node.args, "kwargs": node.kwargs}
-                replaced = _replaced(arguments, path, value)
-                node.args, node.kwargs = replaced["args"], replaced["kwargs"]
+                node.args, node.kwargs = _replaced(arguments, path, value).values()
     return GraphModule(model, graph, class_name=type(model).__name__)
-
-
-def _value(literal: Literal, widths: Mapping[str, int]) -> Any:
-    if isinstance(literal.value, Side):
-        return literal.value.width_in(widths)
-    return [side.width_in(widths) for side in literal.value]
 
 
 def _at(node: Node, path: tuple[str | int, ...]) -> Any:
@@ -195,11 +152,9 @@ def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
 @contextlib.contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
     """Draws from a seed, and leaves PyTorch's generator as it was; `None` draws from that one."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
 
 
@@ -218,3 +173,122 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
     return model
+
+
+@dataclass(frozen=True)
+class TransformInfo:
+    """What a transform did: one row a layer, and the requests that were skipped.
+
+    Attributes:
+        resolution: The plan that was applied, and how the configuration came to it.
+        layers: fx name of each layer that has channels → its type, its widths before and after
+            (`in`, `new_in`, `out`, `new_out`), and the request that decided each side
+            (`in_decided_by`, `out_decided_by`; `None` where no request did).
+        inexact: Where weights were kept, a sentence for each reason why the wider network does not
+            compute just what the given one does.
+    """
+
+    resolution: Resolution
+    layers: dict[str, dict[str, Any]]
+    inexact: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was applied."""
+        return self.resolution.plan
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """A sentence for each request that a fixed width refused."""
+        return self.resolution.skipped
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns the layers as a table, indexed by layer."""
+        return pd.DataFrame.from_dict(self.layers, orient="index").rename_axis("layer")
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html()
+
+
+def channel_multiplier_transform_pass(
+    model: nn.Module,
+    pass_config: PassConfig,
+    *,
+    example_input: Example,
+    weights: Weights = "fresh",
+    seed: int | None = None,
+    noise: float = 0.0,
+    strict: bool = False,
+) -> tuple[nn.Module, TransformInfo]:
+    """Scales the channels of a network's layers, and of everything that must follow.
+
+    Widths spread along the dataflow: see `find_channels` for what is known. The widths of the
+    network's input and output are fixed.
+
+    Args:
+        model: An `nn.Module` that torch.fx can trace; it is not changed.
+        pass_config: The report's configuration; see `resolve`.
+        example_input: `[batch, …]`, or one such tensor for each input; only shapes matter.
+        weights: As `apply` takes it.
+        seed: As there.
+        noise: As there.
+        strict: Raise where a request cannot be met, instead of skipping it with a warning, and
+            where a wider network with kept weights cannot compute just what it did.
+
+    Returns:
+        The new network (see `apply`), and what was done to each layer.
+
+    Raises:
+        LabkitError: See `resolve` and `apply`; nothing is built then.
+    """
+    channels = find_channels(model, example_input)
+    resolution = resolve(channels, pass_config, strict=strict)
+    reasons: tuple[str, ...] = ()
+    if weights == "keep":
+        reasons = tuple(inexact(channels, resolution.plan.to_dict()))
+        if strict and reasons:
+            raise LabkitError(f"weights: they cannot be kept exactly: {'; '.join(reasons)}")
+    new_model = apply(model, resolution, channels=channels, weights=weights, seed=seed, noise=noise)
+    return new_model, _info(channels, resolution, reasons)
+
+
+def linear_multiplier_transform_pass(
+    model: nn.Module,
+    pass_config: PassConfig,
+    *,
+    example_input: Example | None = None,
+    strict: bool = False,
+) -> tuple[nn.Module, TransformInfo]:
+    """Scales the channels of linear layers: `channel_multiplier_transform_pass` for these alone.
+
+    It takes, returns and raises what that does; the example is by default read off the first layer,
+    where that is linear, and weights are fresh where a width changes.
+    """
+    channels = find_channels(model, example_input)
+    resolution = resolve(channels, pass_config, strict=strict, kinds=(nn.Linear,))
+    return apply(model, resolution, channels=channels), _info(channels, resolution)
+
+
+def _info(
+    channels: Channels, resolution: Resolution, reasons: tuple[str, ...] = ()
+) -> TransformInfo:
+    widths = resolution.plan.to_dict()
+
+    def decided_by(side: Side) -> str | None:
+        decisions = (resolution.decided_by.get(group.name) for group in side.groups)
+        return "; ".join(dict.fromkeys(filter(None, decisions))) or None
+
+    layers = {}
+    for node, module in layer_nodes(channels.traced):
+        if node.name in channels.inputs:
+            before, after = channels.inputs[node.name], channels.outputs[node.name]
+            layers[node.name] = {
+                "type": type(module).__name__,
+                "in": before.width,
+                "new_in": before.width_in(widths),
+                "out": after.width,
+                "new_out": after.width_in(widths),
+                "in_decided_by": decided_by(before),
+                "out_decided_by": decided_by(after),
+            }
+    return TransformInfo(resolution, layers, reasons)

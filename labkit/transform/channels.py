@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Operator
+from labkit.operators.base import Call, Operator, operator_of
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe, is_shape, module_of
-from labkit.operators.registry import operator_of
+from labkit.operators.shaping import Attribute
 from labkit.transform.graph import Example, example_input_for, layer_nodes, trace
 from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side
 
@@ -50,16 +50,11 @@ def channel_groups(
 ) -> pd.DataFrame:
     """Returns the channel groups of a network, for people to read.
 
-    Args:
-        model: As `find_channels` takes it.
-        example_input: As there.
+    It takes and raises what `find_channels` does.
 
     Returns:
         One row a group, indexed by name: width, multiple, writers, readers, and why it is fixed
         (empty where it can change).
-
-    Raises:
-        LabkitError: As `find_channels` raises it.
     """
     rows = {
         group.name: {
@@ -95,12 +90,18 @@ def _reasons(traced: GraphModule) -> dict[nn.Module, str]:
 
 
 def _unknown_tensors(module: nn.Module) -> list[str]:
-    """Returns the parameters and buffers of a layer of which its operator does not know."""
     operator = operator_of(module)
     if operator is None or type(operator).carry is not Operator.carry:
         return []
     tensors = *module.named_parameters(), *module.named_buffers()
     return [name for name, tensor in tensors if tensor.ndim and name not in operator.tensors]
+
+
+class _Layer(NamedTuple):
+    name: str
+    weighted: bool  # it writes its output channels, and reads its input channels
+    before: Layout
+    after: Layout
 
 
 class _Walk:
@@ -134,7 +135,7 @@ class _Walk:
             case "output":
                 for axis in _all_axes(inputs):
                     lay.fix(axis, "it is the network's output")
-            case _ if shape is not None or (inputs and node.target not in SIZES):
+            case _ if shape is not None or (inputs and node.target not in Attribute.functions):
                 module = module_of(node)
                 call = Call(node, module, inputs, self.sides.get(module), self.axes)  # type: ignore[arg-type]
                 operator = operator_of(node)
@@ -144,12 +145,13 @@ class _Walk:
                 self.axes[node] = axes
                 self.calls.append(call)
 
-    def named_sides(self) -> Iterator[tuple[str, nn.Module, Layout, Layout]]:
-        """Yields each layer that has channels, and what those of its input and output are."""
+    def layers(self) -> Iterator[_Layer]:
+        """Yields each layer that has channels."""
         for node, module in layer_nodes(self.traced):
-            sides = self.sides[module]
+            sides, operator = self.sides[module], operator_of(module)
+            weighted = operator is not None and operator.writes
             if sides is not None:
-                yield node.name, module, lay.expand(sides[0]), lay.expand(sides[1])
+                yield _Layer(node.name, weighted, *map(lay.expand, sides))
                 continue
             tensors = [self.axes.get(n) for n in (*node.all_input_nodes[:1], node)]
             channels = [
@@ -158,10 +160,10 @@ class _Walk:
                 if isinstance(axes, list) and len(axes) > 1
             ]
             if len(channels) == 2:
-                yield node.name, module, channels[0], channels[1]
+                yield _Layer(node.name, weighted, *channels)
 
     def channels(self, example_input: Example, n_parameters: int) -> Channels:
-        layers = list(self.named_sides())
+        layers = list(self.layers())
         groups: dict[Var, ChannelGroup] = {}
 
         def side_of(layout: Layout) -> Side:
@@ -171,8 +173,8 @@ class _Walk:
                     groups[term.var] = _group(term.var, layers, layout)
             return Side(tuple(Part(groups[t.var], t.inner, t.ordered) for t in layout))
 
-        inputs = {name: side_of(before) for name, _, before, _ in layers}
-        outputs = {name: side_of(after) for name, _, _, after in layers}
+        inputs = {layer.name: side_of(layer.before) for layer in layers}
+        outputs = {layer.name: side_of(layer.after) for layer in layers}
         order = dict.fromkeys(
             g for name in inputs for g in inputs[name].groups + outputs[name].groups
         )
@@ -202,10 +204,6 @@ class _Walk:
         )  # fmt: skip
 
 
-# What is read off a tensor as a number, and so has no channels.
-SIZES = ("size", "dim", "numel", getattr)
-
-
 def _unknown(call: Call) -> Any:
     why = f"labkit does not know what {describe(call.node)} does to channels"
     for axis in (*_all_axes(call.inputs), *(call.sides or ())):
@@ -227,28 +225,18 @@ def _all_axes(inputs: Sequence[Any]) -> Iterator[Layout]:
             yield from _all_axes(axes)
 
 
-def _group(
-    var: Var, layers: Sequence[tuple[str, nn.Module, Layout, Layout]], met_in: Layout
-) -> ChannelGroup:
-    """Returns the group of a variable.
+def _group(var: Var, layers: Sequence[_Layer], met_in: Layout) -> ChannelGroup:
+    """Returns the group of a variable, which is in some axis also where no layer has it."""
 
-    Args:
-        var: One that no other defines.
-        layers: Name, module, and the two sides of each layer.
-        met_in: An axis that has it, in case that no layer does.
-    """
-    weighted = [
-        (name, before, after)
-        for name, module, before, after in layers
-        if (operator := operator_of(module)) is not None and operator.writes
-    ]
-    writers = [name for name, _, after in weighted if any(t.var is var for t in after)]
-    readers = [name for name, before, _ in weighted if any(t.var is var for t in before)]
+    def has_it(axis: Layout) -> bool:
+        return any(term.var is var for term in axis)
+
+    writers = [layer for layer in layers if layer.weighted and has_it(layer.after)]
+    readers = [layer.name for layer in layers if layer.weighted and has_it(layer.before)]
     if writers:
-        name = writers[0]
-        side = next(after for other, _, after in weighted if other == name)
+        name, side = writers[0].name, writers[0].after
     else:
-        first = ((n, s) for n, _, *sides in layers for s in sides if any(t.var is var for t in s))
+        first = ((n, side) for n, _, *sides in layers for side in sides if has_it(side))
         name, side = next(first, ("", met_in))
         name = f"{name} input"
     if any(term.var is not var for term in side):
@@ -257,5 +245,6 @@ def _group(
         name = f"{name}[{start}:{start + side[at].size}]"
     multiple = sum(term.inner for term in side if term.var is var)
     return ChannelGroup(
-        name, multiple * var.size, multiple, tuple(writers), tuple(readers), var.fixed, var.unknown
-    )
+        name, multiple * var.size, multiple, tuple(layer.name for layer in writers),
+        tuple(readers), var.fixed, var.unknown,
+    )  # fmt: skip

@@ -1,25 +1,156 @@
 """What a network costs: the one that it is given, or the one that a plan would give.
 
-How costs are counted, and under which conventions, is in `labkit.transform.counting`.
+FLOPs, bitops, parameters and activations are counted under a named convention.
+
+Every elementary arithmetic operation counts 1, and so does a multiply-accumulate. With `n` the
+number of elements that a layer puts out:
+
+| layer              | forward                              | backward    |
+|--------------------|--------------------------------------|-------------|
+| Linear             | n · in_features (no bias)            | 2 × forward |
+| Conv               | n · in/groups · kernel (no bias)     | 2 × forward |
+| ConvTranspose      | inputs · out/groups · kernel         | 2 × forward |
+| BatchNorm and kin  | 4 · n (subtract, scale, and affine)  | 4 · n       |
+| activation, add, … | n                                    | n           |
+| pooling, mean      | inputs                               | inputs      |
+| Dropout, reshaping | 0                                    | 0           |
+
+Those for the layers of the report's networks are the report's rules (they reproduce its published
+figures); the others go on in their spirit. The conventions differ in what they add up:
+
+- `inference`: forward, the shapes that the network has. The default.
+- `training`: forward and backward, the shapes that the network has.
+- `reference`: the report's own counting. Forward and backward, but all except matrix products take
+  their shapes from the network before the transform. That is a flaw, kept to reproduce published
+  figures.
+
+Bitops are FLOPs × the product of the operand precisions: precision² for layers with weights,
+precision for the others.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.errors import LabkitError
-from labkit.operators.nodes import is_shape, module_of
-from labkit.operators.registry import operator_of
+from labkit.errors import LabkitError, did_you_mean
+from labkit.operators.base import Shape, operator_of
+from labkit.operators.nodes import describe, is_shape, module_of
 from labkit.transform.channels import find_channels
-from labkit.transform.counting import Cost, Counting, LayerCost, Shapes
 from labkit.transform.graph import Example, example_input_for, trace
 from labkit.transform.groups import Channels, Side
 from labkit.transform.plan import Plan, Resolution, widths_of
+
+Shapes = Mapping[str, Shape]
+CONVENTIONS = ("inference", "training", "reference")
+TRACED_ROWS = 2  # in the shapes of a traced graph
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The cost of one node of the network.
+
+    Attributes:
+        name: Its fx name.
+        type: The class of the layer, or the name of the function.
+        flops: Floating-point operations, a multiply-accumulate counted as 1.
+        bitops: `flops` × the product of the operand precisions.
+        parameters: Its parameters.
+        activations: The elements that it puts out.
+    """
+
+    name: str
+    type: str
+    flops: int
+    bitops: int
+    parameters: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network.
+
+    Attributes:
+        layers: The cost of every node, in graph order.
+        parameters: All parameters; one that several layers share counts once.
+        convention: How it was counted: a name from `CONVENTIONS`.
+        batch_size: The samples that `flops`, `bitops` and `activations` are for.
+        precision: Bits of a weight and of an activation.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+    convention: str
+    batch_size: int
+    precision: int
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of all layers."""
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def total_bitops(self) -> int:
+        """Bitops of all layers."""
+        return sum(layer.bitops for layer in self.layers)
+
+
+class Counting(NamedTuple):
+    """How costs are counted: the options of `total_cost` and `cost_of`, checked."""
+
+    batch_size: int
+    convention: str
+    precision: int
+
+    @classmethod
+    def checked(cls, batch_size: int, convention: str, precision: int) -> Counting:
+        """Returns the options; raises where one is out of range."""
+        if convention not in CONVENTIONS:
+            raise LabkitError(
+                f"convention: unknown {convention!r}; {did_you_mean(convention, CONVENTIONS)}"
+            )
+        for key, value in (("batch_size", batch_size), ("precision", precision)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise LabkitError(f"{key}: expected a positive integer, got {value!r}")
+        return cls(batch_size, convention, precision)
+
+    def price(self, node: Node, shapes: Shapes, old_shapes: Shapes, parameters: int) -> LayerCost:
+        """Returns what a call costs, of shapes by fx name, for two rows.
+
+        The old shapes count where it is no matrix product.
+        """
+        module, operator = module_of(node), operator_of(node)
+        is_product = operator is not None and operator.matrix_product
+        counted = shapes if is_product else old_shapes
+        written = counted[node.name]
+        read = [counted[n.name] for n in node.all_input_nodes if n.name in counted] or [written]
+        forward = None if operator is None else operator.flops(node, module, read, written)
+        if forward is None:
+            forward = 0
+            warnings.warn(f"no cost is known for {describe(node)}; it counts as 0", stacklevel=4)
+        passes = 1 if self.convention == "inference" else 3 if is_product else 2
+        flops = passes * forward * self.batch_size // TRACED_ROWS
+        return LayerCost(
+            name=node.name,
+            type=node.name if module is None else type(module).__name__,
+            flops=flops,
+            bitops=flops * self.precision ** (2 if parameters else 1),
+            parameters=parameters,
+            activations=math.prod(shapes[node.name]) * self.batch_size // TRACED_ROWS,
+        )
+
+    def total(self, layers: Iterable[LayerCost], parameters: int) -> Cost:
+        """Returns the cost of a network."""
+        return Cost(tuple(layers), parameters, self.convention, self.batch_size, self.precision)
 
 
 def output_shapes(
@@ -75,7 +206,7 @@ def total_cost(
     Args:
         model: The network.
         batch_size: Samples in the batch that is counted.
-        convention: `inference`, `training` or `reference`; see `labkit.transform.counting`.
+        convention: `inference`, `training` or `reference`; see `labkit.transform.cost`.
         precision: Bits of a weight and of an activation.
         shapes_from: Under `reference`, the network before the transform, from which all but matrix
             products take their shapes; by default the network itself.
@@ -120,10 +251,9 @@ def cost_of(
     Args:
         channels: The network's channel groups; or the network, whose groups are found first.
         plan: A plan for this network; `None` is the network as it is.
-        batch_size: As `total_cost` takes it.
+        batch_size: As `total_cost` takes it; so is `precision`.
         convention: As there. Under `reference` all but matrix products have the shapes of the
             network as it is.
-        precision: As there.
         example_input: As `find_channels` takes it.
 
     Raises:
@@ -149,38 +279,23 @@ def cost_of(
 
 
 class _Priced:
-    """A call of a network, with what it costs for each of the widths that were asked for.
-
-    Args:
-        node: The call.
-        channels: Of the network.
-        counting: How it is counted.
-
-    Attributes:
-        resized: The layer that it calls, if that has widths of its own.
-        own_parameters: Those of the layer as it is.
-    """
+    """A call of a network, with what it costs for each of the widths that were asked for."""
 
     def __init__(self, node: Node, channels: Channels, counting: Counting):
         self.node, self.counting = node, counting
         module, operator = module_of(node), operator_of(node)
-        is_resized = operator is not None and operator.sides(module) is not None
-        self.resized = module if is_resized else None
-        self.own_parameters = _n_parameters(module)
+        sides = None if operator is None or module is None else operator.sides(module)
+        self.resized = None if sides is None else module  # a layer that has widths of its own
+        self.own_parameters = _n_parameters(module)  # as it is
         names = [n.name for n in (*node.all_input_nodes, node) if n.name in channels.shapes]
         self.axes = {name: channels.shapes[name] for name in names}
-        self.sides = (channels.inputs[node.name], channels.outputs[node.name]) if is_resized else ()
+        self.sides = (channels.inputs[node.name], channels.outputs[node.name]) if sides else ()
         axes = (*self.sides, *itertools.chain(*self.axes.values()))
         groups = (g for axis in axes if isinstance(axis, Side) for g in axis.groups)
         self.groups = tuple(dict.fromkeys(g.name for g in groups if g.fixed is None))
         self.costs: dict[tuple[int, ...], LayerCost] = {}
 
     def cost(self, widths: Mapping[str, int]) -> LayerCost:
-        """Returns what it costs under a plan.
-
-        Args:
-            widths: Group name → width.
-        """
         seen = tuple([widths[name] for name in self.groups])
         if seen not in self.costs:
             shapes = self.shapes(widths)
@@ -201,6 +316,4 @@ class _Priced:
         }
 
 
-_prices: weakref.WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = (
-    weakref.WeakKeyDictionary()
-)
+_prices: WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = WeakKeyDictionary()

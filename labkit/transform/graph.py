@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.operators import layout as lay
+from labkit.operators.base import leaf_functions, operator_of
 from labkit.operators.nodes import Size, describe, module_of
-from labkit.operators.registry import leaf_functions, operator_of
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 
@@ -63,16 +64,23 @@ class _Value(Proxy):
 
 
 class _Tracer(Tracer):
-    """Traces a network; other threads run theirs meanwhile, as they would without."""
+    """Traces a network; other threads run theirs meanwhile, as they would without.
 
-    def __init__(self) -> None:
+    Given inputs, it runs the network on them while it traces, so that code may look at shapes. Then
+    `meta["shape"]` of each node is the shape of its tensor, a tuple of shapes, or `None` where it
+    is something else.
+    """
+
+    def __init__(self, inputs: Sequence[torch.Tensor] | None):
         super().__init__(autowrap_functions=leaf_functions())
+        self.inputs = inputs
         self.thread = threading.get_ident()
+        self.running = False  # a node, on the inputs: nothing is traced meanwhile
 
     @property
     def passes(self) -> bool:
         """Whether what is being run now is not to be traced."""
-        return threading.get_ident() != self.thread
+        return self.running or threading.get_ident() != self.thread
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.passes:
@@ -89,58 +97,41 @@ class _Tracer(Tracer):
         known = operator is not None and operator.leaf
         return known or super().is_leaf_module(m, module_qualified_name)
 
-
-class _ShapeTracer(_Tracer):
-    """Traces a network while it runs on an example, so that code may look at shapes.
-
-    After `trace`, `meta["shape"]` of each node is the shape of its tensor, a tuple of shapes, or
-    `None` where it is something else.
-    """
-
-    def __init__(self, inputs: Sequence[torch.Tensor]):
-        super().__init__()
-        self.inputs = list(inputs)
-        self.running = False  # a node, on the example: nothing is traced meanwhile
-
-    @property
-    def passes(self) -> bool:
-        return self.running or super().passes
-
     def proxy(self, node: Node) -> Proxy:
-        return _Value(node, self)
+        return super().proxy(node) if self.inputs is None else _Value(node, self)
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
     ) -> Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        if self.inputs is None:
+            return proxy
         args, kwargs = map_aggregate(
             (args, kwargs), lambda a: a.node.meta["value"] if isinstance(a, Proxy) else a
         )
         self.running = True
         try:
-            value = self.run(kind, target, args, kwargs)
+            proxy.node.meta["value"] = self.run(self.inputs, kind, target, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            shapes = ", ".join(str((1, *x.shape[1:])) for x in self.inputs)
             raise LabkitError(
-                f"model: it does not take an input of shape "
-                f"{', '.join(str((1, *x.shape[1:])) for x in self.inputs)}: "
+                f"model: it does not take an input of shape {shapes}: "
                 f"{describe(proxy.node, self.root)}: {error}"
             ) from error
         finally:
             self.running = False
-        proxy.node.meta["value"] = value
         return proxy
 
-    def run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    def run(
+        self, inputs: Sequence[torch.Tensor], kind: str, target: Any, args: Any, kwargs: Any
+    ) -> Any:
         match kind:
             case "placeholder":
                 n_before = sum(node.op == "placeholder" for node in self.graph.nodes) - 1
                 # An input beyond the example has its default.
-                return self.inputs[n_before] if n_before < len(self.inputs) else (*args, None)[0]
+                return inputs[n_before] if n_before < len(inputs) else (*args, None)[0]
             case "get_attr":
-                value: Any = self.root
-                for name in target.split("."):
-                    value = getattr(value, name)
-                return value
+                return attrgetter(target)(self.root)
             case "call_module":
                 return self.root.get_submodule(target).eval()(*args, **kwargs)
             case "call_method":
@@ -156,7 +147,7 @@ class _ShapeTracer(_Tracer):
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        for node in graph.nodes:
+        for node in graph.nodes if self.inputs is not None else ():
             node.meta["shape"] = _shape(node.meta.pop("value", None))
         return graph
 
@@ -167,11 +158,11 @@ def _shape(value: Any) -> Any:
     return tuple(map(_shape, value)) if isinstance(value, tuple | list) else None
 
 
-def _inputs_of(model: nn.Module, example_input: Example) -> tuple[torch.Tensor, ...]:
-    """Returns an example as a tuple of inputs, each of two rows, so that a batch shows as one."""
-    inputs = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
+def _inputs_of(model: nn.Module, example_input: Example) -> list[torch.Tensor]:
+    """Returns an example as a list of inputs, each of two rows, so that a batch shows as one."""
+    inputs = [example_input] if isinstance(example_input, torch.Tensor) else example_input
     device = next((parameter.device for parameter in model.parameters()), None)
-    return tuple(x[:1].expand(2, *x.shape[1:]).clone().to(device) for x in inputs)
+    return [x[:1].expand(2, *x.shape[1:]).clone().to(device) for x in inputs]
 
 
 def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule:
@@ -192,15 +183,13 @@ def trace(model: nn.Module, example_input: Example | None = None) -> GraphModule
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise LabkitError(f"model: {name} is not initialised; run one forward pass first")
+    if example_input is None and isinstance(model, GraphModule):
+        return model
     try:
         with _tracing:
-            if example_input is not None:
-                tracer: _Tracer = _ShapeTracer(_inputs_of(model, example_input))
-            elif isinstance(model, GraphModule):
-                return model
-            else:
-                tracer = _Tracer()
-            return GraphModule(model, tracer.trace(model), class_name=type(model).__name__)
+            inputs = None if example_input is None else _inputs_of(model, example_input)
+            graph = _Tracer(inputs).trace(model)
+            return GraphModule(model, graph, class_name=type(model).__name__)
     except LabkitError:
         raise
     # Tracing runs the user's own forward function, which may raise anything.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from labkit.operators.base import operator_of
 from labkit.transform.graph import Example, layer_nodes
 
 # Name of a group → `[units]`: which of its units (`multiple` channels) each new one copies.
@@ -79,22 +80,14 @@ class Side:
         return self.width_in({})
 
     def width_in(self, widths: Mapping[str, int]) -> int:
-        """Returns the channels under a plan.
-
-        Args:
-            widths: Group name → width; a group that is missing keeps its own.
-        """
+        """Returns the channels under a plan: group name → width; a missing one keeps its own."""
         return sum(
             widths.get(part.group.name, part.group.width) // part.group.multiple * part.inner
             for part in self.parts
         )
 
     def positions(self, chosen: Copies) -> torch.Tensor:
-        """Returns int `[new channels]`: which of the channels each new one copies.
-
-        Args:
-            chosen: What each new unit of a group copies; a group that is missing stays.
-        """
+        """Returns int `[new channels]`: which one each copies; groups that are missing stay."""
         positions, start = [], 0
         for part in self.parts:
             group, block = part.group, torch.arange(part.inner)
@@ -117,6 +110,12 @@ class Literal:
     node: str
     path: tuple[str | int, ...]
     value: Side | tuple[Side, ...]
+
+    def value_in(self, widths: Mapping[str, int]) -> int | list[int]:
+        """Returns the size under a plan: group name → width."""
+        if isinstance(self.value, Side):
+            return self.value.width_in(widths)
+        return [side.width_in(widths) for side in self.value]
 
 
 @dataclass(frozen=True)
@@ -171,3 +170,56 @@ class Channels:
     def layers(self) -> dict[str, nn.Module]:
         """Fx name of a call of a module → the module, in graph order."""
         return {node.name: module for node, module in layer_nodes(self.traced)}
+
+
+def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | None = None) -> Copies:
+    """Returns, for each group whose width changes, which unit each new one copies.
+
+    Copies are shared out evenly: unit j is a copy of unit j modulo their old number. A narrower
+    group keeps its largest channels in the model; without one, its first ones.
+    """
+    chosen: dict[str, torch.Tensor] = {}
+    norms: dict[str, torch.Tensor] = {}
+    for group in channels.free:
+        before, after = group.n_units, widths[group.name] // group.multiple
+        if after < before and model is not None:
+            norms = norms or _norms(model, channels)
+            chosen[group.name] = norms[group.name].topk(after).indices.sort().values
+        elif after != before:
+            chosen[group.name] = torch.arange(after) % before
+    return chosen
+
+
+def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
+    """Returns, for each group, the squared norm of all weights that write each of its units."""
+    norms = {g.name: torch.zeros(g.n_units) for g in channels.groups}
+    for node, module in layer_nodes(channels.traced):
+        operator = operator_of(module)
+        if operator is None or not operator.writes:
+            continue
+        side, start = channels.outputs[node.name], 0
+        by_output = operator.norms(model.get_submodule(str(node.target))).expand(side.width)
+        for part in side.parts:
+            stop = start + part.group.n_units * part.inner
+            norms[part.group.name] += by_output[start:stop].view(-1, part.inner).sum(1)
+            start = stop
+    return norms
+
+
+def inexact(channels: Channels, widths: Mapping[str, int]) -> Iterator[str]:
+    """Yields why a widened network cannot compute just what it did, a sentence a reason."""
+    grown = {group.name for group in channels.free if widths[group.name] > group.width}
+    chosen = copies(channels, widths)
+    for mixing in channels.mixing:
+        if not any(group.name in grown for group in mixing.side.groups):
+            continue
+        counts = mixing.side.positions(chosen).bincount(minlength=mixing.side.width)
+        if not mixing.averages:
+            yield f"{mixing.node} computes over channels, whose number grows"
+        elif len(counts.unique()) > 1:
+            yield f"{mixing.node} averages over channels, which are not all copied equally often"
+    sides = [*channels.inputs.values(), *channels.outputs.values()]
+    scattered = (part.group.name for side in sides for part in side.parts if not part.ordered)
+    for name in dict.fromkeys(scattered):
+        if name in grown:
+            yield f"the channels of '{name}' are dealt out, and copies do not stay by originals"

@@ -32,52 +32,37 @@ class SequentialNet(nn.Module):
         return self.seq_blocks(x)
 
 
+def _linear(before: int, after: int, *, norm: bool = False) -> list[nn.Module]:
+    """Returns a linear layer and its activation."""
+    norms = [nn.BatchNorm1d(after)] if norm else []
+    return [nn.Linear(before, after), *norms, nn.ReLU(inplace=True)]
+
+
+def _features() -> list[nn.Module]:
+    """Returns what normalises the 16 jet features."""
+    return [nn.BatchNorm1d(16), nn.ReLU(inplace=True)]
+
+
 class JSCTiny(SequentialNet):
     """16 → 5."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.BatchNorm1d(16),
-            nn.ReLU(inplace=True),
-            nn.Linear(16, 5),
-            nn.BatchNorm1d(5),
-            nn.ReLU(),
-        )
+        super().__init__(*_features(), nn.Linear(16, 5), nn.BatchNorm1d(5), nn.ReLU())
 
 
 class JSCToy(SequentialNet):
     """16 → 8 → 8 → 5 with BatchNorm: the network that the report searched."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.BatchNorm1d(16),
-            nn.ReLU(inplace=True),
-            nn.Linear(16, 8),
-            nn.BatchNorm1d(8),
-            nn.ReLU(inplace=True),
-            nn.Linear(8, 8),
-            nn.BatchNorm1d(8),
-            nn.ReLU(inplace=True),
-            nn.Linear(8, 5),
-            nn.BatchNorm1d(5),
-            nn.ReLU(inplace=True),
-        )
+        hidden = [*_linear(16, 8, norm=True), *_linear(8, 8, norm=True)]
+        super().__init__(*_features(), *hidden, *_linear(8, 5, norm=True))
 
 
 class JSCThreeLinearLayers(SequentialNet):
     """16 → 16 → 16 → 5: the network of the report's text."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.BatchNorm1d(16),
-            nn.ReLU(inplace=True),
-            nn.Linear(16, 16),
-            nn.ReLU(inplace=True),
-            nn.Linear(16, 16),
-            nn.ReLU(inplace=True),
-            nn.Linear(16, 5),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(*_features(), *_linear(16, 16), *_linear(16, 16), *_linear(16, 5))
 
 
 class JSCS(nn.Module):
@@ -85,24 +70,9 @@ class JSCS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.module_list = nn.ModuleList(
-            [
-                nn.BatchNorm1d(16),
-                nn.ReLU(inplace=True),
-                nn.Linear(16, 64),
-                nn.BatchNorm1d(64),
-                nn.ReLU(inplace=True),
-                nn.Linear(64, 32),
-                nn.ReLU(inplace=True),
-                nn.Linear(32, 32),
-                nn.ReLU(inplace=True),
-                nn.Linear(32, 32),
-                nn.ReLU(inplace=True),
-                nn.Linear(32, 5),
-                nn.BatchNorm1d(5),
-                nn.ReLU(inplace=True),
-            ]
-        )
+        first, hidden = _linear(16, 64, norm=True), [*_linear(64, 32), *_linear(32, 32)]
+        last = [*_linear(32, 32), *_linear(32, 5, norm=True)]
+        self.module_list = nn.ModuleList([*_features(), *first, *hidden, *last])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for module in self.module_list:
@@ -114,15 +84,7 @@ class HLS4MLJets(SequentialNet):
     """16 → 64 → 32 → 32 → 5 with no ReLU on the logits: the field's own (arXiv:1804.06913)."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.Linear(16, 64),
-            nn.ReLU(inplace=True),
-            nn.Linear(64, 32),
-            nn.ReLU(inplace=True),
-            nn.Linear(32, 32),
-            nn.ReLU(inplace=True),
-            nn.Linear(32, 5),
-        )
+        super().__init__(*_linear(16, 64), *_linear(64, 32), *_linear(32, 32), nn.Linear(32, 5))
 
 
 class VGG7(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
-from labkit.operators.registry import scalable_modules
+from labkit.operators.base import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, operator_name
 from labkit.transform.groups import Channels, Part, Side
@@ -107,19 +107,12 @@ def widths_of(channels: Channels, plan: Plan | Resolution | None) -> dict[str, i
 
 @dataclass(frozen=True)
 class _Request:
-    """A wish for one side of one layer, or for a group of channels.
+    """A wish for one side of one layer, or for a group of channels."""
 
-    Attributes:
-        layer: Its fx name, or the name of the group.
-        side: `"input"` or `"output"`.
-        multiplier: New width / original width.
-        named: Whether the configuration names the layer, and not just its type or all others.
-    """
-
-    layer: str
-    side: str
+    layer: str  # its fx name, or the name of the group
+    side: str  # "input" or "output"
     multiplier: float
-    named: bool
+    named: bool  # by the configuration, which does not just name its type or all others
 
     def __str__(self) -> str:
         return f"{self.layer} {self.side} × {self.multiplier:g}"

@@ -17,9 +17,9 @@ from labkit.operators import (
     NotStackable,
     Operator,
     Stack,
+    base,
     operator_of,
     register_operator,
-    registry,
     width,
 )
 from labkit.transform import (
@@ -56,7 +56,7 @@ class LowRank(nn.Module):
 
 @pytest.fixture
 def _registered() -> Iterator[None]:
-    before = dict(registry._modules), dict(registry._functions)
+    before = dict(base._modules), dict(base._functions)
 
     @register_operator
     class LowRankOperator(Layer):
@@ -82,7 +82,7 @@ def _registered() -> Iterator[None]:
             return math.prod(written)
 
     yield
-    for table, old in zip((registry._modules, registry._functions), before):
+    for table, old in zip((base._modules, base._functions), before):
         table.clear()
         table.update(old)
 

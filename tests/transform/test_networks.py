@@ -15,13 +15,11 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.errors import LabkitError
-from labkit.operators.convolution import Convolution, TransposedConvolution
-from labkit.operators.linear import Linear
-from labkit.transform.applying import apply
+from labkit.operators.products import Convolution, Linear, TransposedConvolution
+from labkit.transform.applying import TransformInfo, apply, channel_multiplier_transform_pass
 from labkit.transform.channels import channel_groups, find_channels
 from labkit.transform.cost import total_cost
 from labkit.transform.models import get_model
-from labkit.transform.passes import TransformInfo, channel_multiplier_transform_pass
 from labkit.transform.plan import SkippedRequest, resolve
 from tests.networks import CASES, Inputs, network, outputs
 

@@ -16,10 +16,9 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 from labkit.errors import LabkitError
-from labkit.transform.applying import apply, initialise
+from labkit.transform.applying import apply, initialise, linear_multiplier_transform_pass
 from labkit.transform.channels import find_channels
 from labkit.transform.models import MODELS, get_model
-from labkit.transform.passes import linear_multiplier_transform_pass
 from labkit.transform.plan import Plan, SkippedRequest, resolve
 from tests.conftest import EXAMPLES
 

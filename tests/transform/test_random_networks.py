@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from labkit.operators.base import scalable_modules
 from labkit.operators.normalisation import BatchNorm
-from labkit.operators.registry import scalable_modules
+from labkit.transform.applying import channel_multiplier_transform_pass
 from labkit.transform.channels import find_channels
-from labkit.transform.cost import cost_of, output_shapes, total_cost
-from labkit.transform.counting import CONVENTIONS
+from labkit.transform.cost import CONVENTIONS, cost_of, output_shapes, total_cost
 from labkit.transform.graph import layer_nodes, trace
-from labkit.transform.passes import channel_multiplier_transform_pass
 from labkit.transform.plan import SkippedRequest
 
 Step = tuple[str, tuple[int, ...], Any]
