@@ -3,20 +3,14 @@
 What a command needs is imported when it runs: `labkit --help` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import labkit
 from labkit.errors import LabkitError
-
-if TYPE_CHECKING:
-    from labkit.study.results import Results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,12 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=int, metavar="N", help="trials of the whole study")
     search.add_argument("--epochs", type=int, metavar="N", help="epochs for each network")
     search.add_argument("--seed", type=int, metavar="N")
-    search.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="by default results/ and the name of CONFIG"
-    )
-    search.add_argument(
-        "--storage", metavar="URL", help="an Optuna storage; by default FOLDER/study.db"
-    )
+    folder = "by default results/ and the name of CONFIG"
+    search.add_argument("--out", type=Path, metavar="FOLDER", help=folder)
+    storage = "an Optuna storage; by default FOLDER/study.db"
+    search.add_argument("--storage", metavar="URL", help=storage)
     search.set_defaults(run=_search)
 
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
@@ -70,26 +62,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _search(arguments: argparse.Namespace) -> int:
     folder = arguments.out or Path("results") / arguments.config.stem
-    search = labkit.Search(
-        arguments.config,
-        trials=arguments.trials,
-        epochs=arguments.epochs,
-        seed=arguments.seed,
-        folder=folder,
-        storage=arguments.storage,
-    )
+    changes = {name: getattr(arguments, name) for name in ("trials", "epochs", "seed", "storage")}
+    search = labkit.Search(arguments.config, folder=folder, **changes)
     config, data = search.config, search.experiment.data
     setup = config.search.strategy.setup
+    trials, device = f"{setup.n_trials} trials", data.x_train.device
     print(f"{config.model} on {data}")
     size = labkit.count(search.space)
-    print(
-        f"{size}; {setup.n_trials} trials by {setup.sampler}, seed {config.seed}, "
-        f"on {data.x_train.device}"
-    )
+    print(f"{size}; {trials} by {setup.sampler}, seed {config.seed}, on {device}")
     if size.exact and setup.n_trials >= size.networks and setup.sampler != "bruteforce":
-        print(
-            f'{setup.n_trials} trials cover all networks: sampler = "bruteforce" trains each once'
-        )
+        print(f'{trials} cover all networks: sampler = "bruteforce" trains each once')
     results = search.run()
     print(results.counts())
     print(results.best_markdown())
@@ -104,7 +86,7 @@ def _replicate(arguments: argparse.Namespace) -> int:
     return _ended(results)
 
 
-def _ended(results: Results) -> int:
+def _ended(results: "labkit.Results") -> int:
     if results.interrupted:
         print("Interrupted; the same command continues.")
         return 130

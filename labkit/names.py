@@ -3,8 +3,6 @@
 Networks, data sets, runners, spaces and operators are all named this way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import pkgutil
@@ -38,10 +36,8 @@ def find(key: str, name: str, known: Mapping[str, Any], what: str, more: str = "
         return known[name]
     if ":" in name:
         return imported(key, name)
-    raise LabkitError(
-        f"{key}: unknown {what} {name!r}; {did_you_mean(name, known)} "
-        f"(or package.module:name{more})"
-    )
+    hint = f"{did_you_mean(name, known)} (or package.module:name{more})"
+    raise LabkitError(f"{key}: unknown {what} {name!r}; {hint}")
 
 
 def imported(key: str, reference: str) -> Any:
@@ -71,9 +67,8 @@ def build(key: str, name: str, make: Any, kind: type[T]) -> T:
     with _users_code(f"{key}: {name!r} failed, called without arguments"):
         built = make()
     if not isinstance(built, kind):
-        raise LabkitError(
-            f"{key}: expected {name!r} to return a {kind.__name__}, got a {type(built).__name__}"
-        )
+        got = f"got a {type(built).__name__}"
+        raise LabkitError(f"{key}: expected {name!r} to return a {kind.__name__}, {got}")
     return built
 
 

@@ -4,8 +4,6 @@ What a block asks for here holds while it runs, also where it ends in an error. 
 and may run in several threads at once; the end of the last one leaves the process as it was.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import itertools
@@ -20,6 +18,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
+# By default a thread of OpenMP that waits for another holds its core for long, and where other
+# programs run, training becomes up to a hundred times slower. OpenMP reads it when torch loads it.
+_is_set = "GOMP_SPINCOUNT" in os.environ
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+try:
+    import torch
+finally:
+    if not _is_set:
+        del os.environ["GOMP_SPINCOUNT"]
+
 T = TypeVar("T")
 
 TIMED_STEPS = 4  # with all threads, and with one
@@ -28,27 +36,6 @@ STEPS_A_CHOICE = 500
 
 class Stopped(BaseException):
     """Ends a training from within `on_step`: not an error, and no `except Exception` holds it."""
-
-
-@contextlib.contextmanager
-def _sleepy_threads() -> Iterator[None]:
-    """Lets the threads of an OpenMP that is loaded meanwhile soon sleep while they wait.
-
-    By default a thread that waits for another holds its core for long, and where other programs
-    run, training becomes up to a hundred times slower.
-    """
-    if "GOMP_SPINCOUNT" in os.environ:
-        yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = "10000"
-    try:
-        yield
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
-
-
-with _sleepy_threads():
-    import torch
 
 
 class _Setting(Generic[T]):
@@ -116,11 +103,10 @@ class ThreadChoice:
         """Is to be called before every step, by the thread that takes it."""
         if self._n_threads == 1:
             return
-        if len(self._starts) == STEPS_A_CHOICE:
-            self._starts.clear()
         self._starts.append(time.perf_counter())
         step = len(self._starts) - 1
-        if step == 0:
+        if step % STEPS_A_CHOICE == 0:
+            del self._starts[:-1]
             torch.set_num_threads(self._n_threads)
         elif step == TIMED_STEPS:
             torch.set_num_threads(1)

@@ -35,6 +35,8 @@ PAIRS = [
 SWAPS: dict[type, type] = {b: a for a, b in PAIRS} | dict(PAIRS)
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 MEMORY = 8 * 2**30  # bytes; a mutant may ask for any number
+
+
 class Mutant(NamedTuple):
     file: Path
     node: int

@@ -1,11 +1,9 @@
 """A data set in memory: split once, standardised by the training split, checked on the way in."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -65,7 +63,7 @@ class Dataset:
         validation: float = 0.1,
         test: float = 0.1,
         seed: int = SPLIT_SEED,
-    ) -> Dataset:
+    ) -> Self:
         """Splits and standardises arrays of one's own.
 
         Args:
@@ -83,13 +81,10 @@ class Dataset:
             LabkitError: Wrong shapes, missing or infinite values, fewer than two classes, or too
                 few rows of a class; the message says which.
         """
-        x = _as_array("x", x)
-        y = _as_array("y", y)
+        x, y = _as_array("x", x), _as_array("y", y)
         if x.ndim not in (2, 4):
-            raise LabkitError(
-                f"x: expected [rows, features] or [rows, channels, height, width], "
-                f"got shape {x.shape}"
-            )
+            expected = "[rows, features] or [rows, channels, height, width]"
+            raise LabkitError(f"x: expected {expected}, got shape {x.shape}")
         if y.ndim != 1 or len(y) != len(x):
             raise LabkitError(f"y: expected one label a row of x, [{len(x)}], got shape {y.shape}")
         if x.ndim == 2 and features is None:
@@ -100,18 +95,18 @@ class Dataset:
         x = _as_floats(x, features)
         labels, names = encode(y, classes)
         if not (validation > 0 and test > 0 and validation + test < 1):
-            raise LabkitError(
-                "validation, test: expected two positive shares with a sum below 1, "
-                f"got {validation!r} and {test!r}"
-            )
-        rows = _split(labels, len(names), validation, test, seed)
+            expected = "expected two positive shares with a sum below 1"
+            raise LabkitError(f"validation, test: {expected}, got {validation!r} and {test!r}")
+        rest, test_rows = hold_out(np.arange(len(x)), labels, round(test * len(x)), seed)
+        train_rows, val_rows = hold_out(rest, labels, round(validation * len(x)), seed)
+        rows = train_rows, val_rows, test_rows
         return cls.from_rows(x, labels, rows, classes=names, features=features, name=name)
 
     @classmethod
     def from_rows(
         cls, x: np.ndarray, labels: np.ndarray, rows: Rows, *, classes: tuple[str, ...],
         features: tuple[str, ...], name: str,
-    ) -> Dataset:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Standardises checked arrays, given the rows of each split, in the order of `SPLITS`."""
         mean = x[rows[0]].mean(axis=0, dtype=np.float64)
         std = x[rows[0]].std(axis=0, dtype=np.float64)
@@ -126,10 +121,10 @@ class Dataset:
         """Returns the rows of one split: `x, y = data.split("val")`."""
         return Split(getattr(self, f"x_{name}"), getattr(self, f"y_{name}"))
 
-    def to(self, device: torch.device | str) -> Dataset:
+    def to(self, device: torch.device | str) -> Self:
         """Returns the data set with all tensors on a device."""
-        values = vars(self)
-        moved: Any = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        moved: Any = {name: tensor.to(device) for name, tensor in tensors.items()}
         return replace(self, **moved)
 
     def fingerprint(self) -> str:
@@ -201,31 +196,15 @@ def encode(y: np.ndarray, classes: Sequence[str] | None) -> tuple[np.ndarray, tu
             raise LabkitError(f"y: expected indices into classes, got values of type {y.dtype}")
         labels = y
         if len(y) and not 0 <= y.min() <= y.max() < len(classes):
-            raise LabkitError(
-                f"y: expected indices from 0 to {len(classes) - 1}, got {y.min()} to {y.max()}"
-            )
+            got = f"got {y.min()} to {y.max()}"
+            raise LabkitError(f"y: expected indices from 0 to {len(classes) - 1}, {got}")
     counts = np.bincount(labels, minlength=len(classes))
-    if (counts > 0).sum() < 2:
-        raise LabkitError(f"y: expected at least two classes, got {int((counts > 0).sum())}")
+    if (n_classes := np.count_nonzero(counts)) < 2:
+        raise LabkitError(f"y: expected at least two classes, got {n_classes}")
     if counts.min() < 3:
-        rare = int(counts.argmin())
-        raise LabkitError(
-            f"y: class '{classes[rare]}' has {counts[rare]} rows; expected at least 3, "
-            "one for each split"
-        )
+        rare = f"class '{classes[int(counts.argmin())]}' has {counts.min()} rows"
+        raise LabkitError(f"y: {rare}; expected at least 3, one for each split")
     return labels.astype(np.int64), tuple(classes)
-
-
-def _split(labels: np.ndarray, n_classes: int, validation: float, test: float, seed: int) -> Rows:
-    rows = np.arange(len(labels))
-    try:
-        rest, test_rows = hold_out(rows, labels, round(test * len(rows)), seed)
-        train_rows, val_rows = hold_out(rest, labels, round(validation * len(rows)), seed)
-    except ValueError as error:
-        raise LabkitError(
-            f"y: {len(labels)} rows of {n_classes} classes are too few to split: {error}"
-        ) from error
-    return train_rows, val_rows, test_rows
 
 
 def hold_out(
@@ -240,9 +219,13 @@ def hold_out(
         seed: Which.
 
     Raises:
-        ValueError: There are too few.
+        LabkitError: There are too few.
     """
     from sklearn.model_selection import train_test_split
 
-    left, held = train_test_split(rows, test_size=n, stratify=labels[rows], random_state=seed)
+    try:
+        left, held = train_test_split(rows, test_size=n, stratify=labels[rows], random_state=seed)
+    except ValueError as error:
+        few = f"{len(labels)} rows of {len(np.unique(labels))} classes"
+        raise LabkitError(f"y: {few} are too few to split: {error}") from error
     return left, held

@@ -1,7 +1,5 @@
 """Jets of five kinds, 16 features each: those that come with labkit, and the published ones."""
 
-from __future__ import annotations
-
 import importlib.resources
 from pathlib import Path
 from urllib.error import URLError
@@ -23,13 +21,7 @@ def embedded_jets() -> Dataset:
     """Returns the jets that come with labkit; see `assets/JETS.md`."""
     file = importlib.resources.files("labkit.data") / "assets" / "jets.npz"
     with importlib.resources.as_file(file) as path, np.load(path, allow_pickle=False) as jets:
-        return Dataset.from_arrays(
-            jets["x"],
-            jets["y"].astype(np.int64),
-            classes=[str(name) for name in jets["classes"]],
-            features=[str(name) for name in jets["features"]],
-            name="jsc (embedded jets)",
-        )
+        return _jets(jets["x"], jets["y"].astype(np.int64), "embedded jets")
 
 
 def read_jets(path: Path) -> Dataset:
@@ -43,9 +35,8 @@ def read_jets(path: Path) -> Dataset:
     try:
         with h5py.File(path, "r") as file:
             if "t_allpar_new" not in file:
-                raise LabkitError(
-                    f"path: {path} has no array 't_allpar_new'; it has {', '.join(file) or 'none'}"
-                )
+                held = ", ".join(file) or "none"
+                raise LabkitError(f"path: {path} has no array 't_allpar_new'; it has {held}")
             table = file["t_allpar_new"][:]
     except OSError as error:
         raise LabkitError(f"path: {path} is not an HDF5 file: {error}") from error
@@ -56,13 +47,8 @@ def read_jets(path: Path) -> Dataset:
     labels = np.stack([table[column] for column in one_hot], axis=1)
     if not ((labels.sum(axis=1) == 1) & (labels.max(axis=1) == 1)).all():
         raise LabkitError(f"path: {path}: each row of j_g … j_t must be one-hot")
-    return Dataset.from_arrays(
-        np.stack([table[column] for column in columns], axis=1),
-        labels.argmax(axis=1),
-        classes=JET_CLASSES,
-        features=JET_FEATURES,
-        name=f"jsc ({path.name})",
-    )
+    x = np.stack([table[column] for column in columns], axis=1)
+    return _jets(x, labels.argmax(axis=1), path.name)
 
 
 def openml_jets() -> Dataset:
@@ -76,19 +62,18 @@ def openml_jets() -> Dataset:
     try:
         jets = fetch_openml("hls4ml_lhc_jets_hlf", as_frame=True, parser="auto")
     except (URLError, OSError) as error:
-        raise LabkitError(
-            f"dataset: 'jsc-openml' is downloaded from openml.org, which did not answer ({error}); "
-            "'jsc' comes with labkit and needs no network"
-        ) from error
+        said = f"'jsc-openml' is downloaded from openml.org, which did not answer ({error})"
+        instead = "'jsc' comes with labkit and needs no network"
+        raise LabkitError(f"dataset: {said}; {instead}") from error
     if absent := [name for name in JET_FEATURES if name not in jets.data.columns]:
         raise LabkitError(f"dataset: 'jsc-openml' lacks the columns {', '.join(absent)}")
     labels = jets.target.astype(str)
     if unknown := sorted(set(labels) - set(JET_CLASSES)):
         raise LabkitError(f"dataset: 'jsc-openml' has unknown classes {', '.join(unknown)}")
-    return Dataset.from_arrays(
-        jets.data[list(JET_FEATURES)].to_numpy(),
-        labels.map(JET_CLASSES.index).to_numpy(),
-        classes=JET_CLASSES,
-        features=JET_FEATURES,
-        name="jsc (OpenML)",
-    )
+    x, y = jets.data[list(JET_FEATURES)].to_numpy(), labels.map(JET_CLASSES.index).to_numpy()
+    return _jets(x, y, "OpenML")
+
+
+def _jets(x: np.ndarray, y: np.ndarray, source: str) -> Dataset:
+    name = f"jsc ({source})"
+    return Dataset.from_arrays(x, y, classes=JET_CLASSES, features=JET_FEATURES, name=name)

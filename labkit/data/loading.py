@@ -1,15 +1,22 @@
-"""Data sets by name."""
+"""Data sets by name, and from files of one's own: tables, NumPy archives, CIFAR-10's batches."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from labkit.data.dataset import Dataset
+import numpy as np
+
+from labkit.data.dataset import Dataset, encode, hold_out
 from labkit.data.jets import embedded_jets, openml_jets, read_jets
-from labkit.data.readers import read_cifar10, read_npz, read_table
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, did_you_mean
 from labkit.names import build, find
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+# What pickled arrays are made by.
+ARRAYS = {"numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
 
 
 def load_data(name: str | Path, *, path: str | Path | None = None, label: str = "label") -> Dataset:
@@ -44,34 +51,117 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
     return build("dataset", str(name), find("dataset", str(name), DATA, "data set", more), Dataset)
 
 
-def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return Dataset.from_arrays(
-        digits.data, digits.target, features=digits.feature_names, name="digits"
-    )
-
-
-def _digits_as_images() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = digits.images.repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
-    return Dataset.from_arrays(images, digits.target, name="digits, 32×32")
-
-
 def _existing(key: str, path: Path) -> Path:
     if not path.is_file():
         raise LabkitError(f"{key}: there is no file {str(path)!r}")
     return path
 
 
+def _digits(*, as_images: bool) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    if as_images:
+        images = digits.images.repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
+        return Dataset.from_arrays(images, digits.target, name="digits, 32×32")
+    names = digits.feature_names
+    return Dataset.from_arrays(digits.data, digits.target, features=names, name="digits")
+
+
+def read_table(path: Path, label: str) -> Dataset:
+    """Reads a CSV or Parquet file: a column of labels, every other one a feature.
+
+    Raises:
+        LabkitError: It cannot be read, lacks the column of labels, or a feature is not numeric.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+        raise LabkitError(f"dataset: cannot read {path}: {error}") from error
+    _check_label(path, label, [*map(str, table)])
+    y, features = table.pop(label).to_numpy(), [str(column) for column in table]
+    for column in table:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise LabkitError(f"dataset: column {column!r} of {path} is not numeric")
+    x = table.to_numpy(dtype=np.float64, na_value=np.nan)
+    return Dataset.from_arrays(x, y, features=features, name=path.name)
+
+
+def read_npz(path: Path, label: str) -> Dataset:
+    """Reads an NPZ file: the array of labels, and one other with the features.
+
+    Raises:
+        LabkitError: It cannot be read, or holds other arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (ValueError, OSError) as error:
+        raise LabkitError(f"dataset: cannot read {path}: {error}") from error
+    _check_label(path, label, arrays)
+    labels = arrays.pop(label)
+    if len(arrays) != 1:
+        got = ", ".join(arrays) or "none"
+        raise LabkitError(f"dataset: {path}: expected one array beside {label!r}, got {got}")
+    [x] = arrays.values()
+    return Dataset.from_arrays(x, labels, name=path.name)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickled arrays, numbers, strings and what holds them; calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core")  # as it was called before NumPy 2
+        if f"{module}.{name}" not in ARRAYS:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_cifar10(folder: Path) -> Dataset:
+    """Reads CIFAR-10's python batches: the test batch is the test split, as published.
+
+    Raises:
+        LabkitError: The folder lacks batches, or one holds something else.
+    """
+    names = [path.name for path in sorted(folder.glob("data_batch_*"))]
+    if not names or not (folder / "test_batch").is_file():
+        expected = "expected data_batch_1 … and test_batch"
+        raise LabkitError(f"dataset: {str(folder)!r} is no folder of CIFAR-10: {expected}")
+    batches = [_read_cifar10_batch(folder / name) for name in [*names, "test_batch"]]
+    x, y = (np.concatenate(part) for part in zip(*batches))
+    labels, classes = encode(y, CIFAR10_CLASSES)
+    training, test_rows = np.split(np.arange(len(y)), [len(y) - len(batches[-1][1])])
+    train_rows, val_rows = hold_out(training, labels, round(0.1 * len(training)))
+    rows = train_rows, val_rows, test_rows
+    return Dataset.from_rows(x, labels, rows, classes=classes, features=(), name="CIFAR-10")
+
+
+def _read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint8 images `[rows, 3, 32, 32]` and their labels."""
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="bytes").load()
+        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise LabkitError(f"dataset: {path} is no batch of CIFAR-10: {error}") from error
+    if len(images) != len(labels):
+        raise LabkitError(f"dataset: {path}: {len(images)} images, but {len(labels)} labels")
+    return images, labels
+
+
+def _check_label(path: Path, label: str, columns: Collection[str]) -> None:
+    if label not in columns:
+        raise LabkitError(f"label: {path} has no column {label!r}; {did_you_mean(label, columns)}")
+
+
 DATA: dict[str, Callable[[], Dataset]] = {
     "jsc": embedded_jets,
     "jsc-openml": openml_jets,
-    "digits": _digits,
-    "digits32": _digits_as_images,
+    "digits": lambda: _digits(as_images=False),
+    "digits32": lambda: _digits(as_images=True),
 }
 READERS: dict[str, Callable[[Path, str], Dataset]] = {
     ".csv": read_table,

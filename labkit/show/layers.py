@@ -1,11 +1,9 @@
 """Figures of one network, layer by layer: before a transform and after it."""
 
-from __future__ import annotations
-
 import pandas as pd
 import plotly.graph_objects as go
 
-from labkit.show.style import BLUE, GREY, TEMPLATE, metric_text, text
+from labkit.show.style import BLUE, GREY, finished, metric_text, subtitle, text
 
 WHEN = (("before", GREY), ("after", BLUE))
 
@@ -20,19 +18,13 @@ def layer_costs(comparison: pd.DataFrame, cost: str = "flops") -> go.Figure:
     layers = comparison.iloc[:-1]  # the last row is the total
     figure = go.Figure()
     for when, colour in WHEN:
-        figure.add_bar(
-            name=when,
-            x=layers.index.map(text),
-            y=layers[cost, when].astype(float),
-            marker={"color": colour},
-        )
+        costs = layers[cost, when].astype(float)
+        figure.add_bar(name=when, x=layers.index.map(text), y=costs, marker={"color": colour})
     what = metric_text({"flops": "total_flops"}.get(cost, cost))
-    return figure.update_layout(
-        template=TEMPLATE,
-        title={
-            "text": f"{what} of each layer",
-            "subtitle": {"text": f"counted by the convention '{comparison.attrs['convention']}'"},
-        },
+    convention = f"counted by the convention '{comparison.attrs['convention']}'"
+    return finished(
+        figure,
+        title={"text": f"{what} of each layer", "subtitle": subtitle(convention)},
         xaxis={"type": "category"},
         yaxis={"title": what},
     )
@@ -48,16 +40,11 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for when, colour in WHEN:
         figure.add_bar(
-            name=when,
-            x=widths.index.map(text),
-            y=widths[when],
-            base=-widths[when] / 2,
-            marker={"color": colour},
-            text=widths[when],
-            hovertemplate="%{x}: %{text} channels",
-        )
-    return figure.update_layout(
-        template=TEMPLATE,
+            name=when, x=widths.index.map(text), y=widths[when], base=-widths[when] / 2,
+            marker={"color": colour}, text=widths[when], hovertemplate="%{x}: %{text} channels",
+        )  # fmt: skip
+    return finished(
+        figure,
         title="Channels that each layer puts out",
         xaxis={"type": "category"},
         yaxis={"title": "channels", "showticklabels": False, "showgrid": False},

@@ -1,9 +1,6 @@
 """All figures of a search on one page, which needs no network."""
 
-from __future__ import annotations
-
 import html
-from collections.abc import Iterator
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,22 +14,21 @@ STYLE = "body {font-family: sans-serif; max-width: 75em; margin: 1em auto; paddi
 CURVES = 20  # of the front's networks, at most: more could not be told apart
 
 
-def figures(results: Results) -> Iterator[go.Figure]:
-    """Yields the figures that there are data for."""
-    yield plots.pareto_front(results)
-    for against in ("trial", "seconds"):
-        yield from _drawn(plots.hypervolume({"this search": results}, against=against))
-    yield from _drawn(plots.widths_along_front(results))
-    yield from _drawn(plots.width_importance(results))
+def figures(results: Results) -> list[go.Figure]:
+    """Returns the figures that there are data for."""
     trained = [trial for trial in results.front_trials if trial.record.history]
     shown = trained[:: -(-len(trained) // CURVES) or 1]
     histories = {f"trial {trial.number}": trial.record.history for trial in shown}
     about = f"{len(shown)} of the front's {len(trained)} networks; {plots.conditions(results)}"
-    yield from _drawn(plots.training_curves(histories, about=about))
-
-
-def _drawn(figure: go.Figure) -> list[go.Figure]:
-    return [figure] if figure.data else []
+    drawn = [
+        plots.pareto_front(results),
+        plots.hypervolume({"this search": results}),
+        plots.hypervolume({"this search": results}, against="seconds"),
+        plots.widths_along_front(results),
+        plots.width_importance(results),
+        plots.training_curves(histories, about=about),
+    ]
+    return [figure for figure in drawn if figure.data]
 
 
 def write_page(results: Results, path: Path) -> None:

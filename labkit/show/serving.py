@@ -1,7 +1,5 @@
 """optuna-dashboard on the study of a results folder, on loopback."""
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -9,17 +7,15 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import optuna_dashboard
 
 from labkit.errors import LabkitError
 from labkit.study.record import Trial
 from labkit.study.store import DATABASE, open_storage, open_study, read_trials
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
 
 HOST = "127.0.0.1"
 STUDY = re.compile(r"/api/studies/\d+")  # what the dashboard's pages ask for a study and its trials
@@ -46,10 +42,9 @@ class Dashboard:
     def __init__(self, folder: str | Path, port: int | None = None):
         app = _WithNotes(Path(folder))
         try:
-            self._server = _Server((HOST, port or 0), _QuietHandler)
+            self._server = make_server(HOST, port or 0, app, _Server, _QuietHandler)
         except (OSError, OverflowError) as error:
             raise LabkitError(f"port: {port} cannot be used: {error}") from error
-        self._server.set_app(app)
         self.link = f"http://{HOST}:{self._server.server_port}/"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -65,10 +60,9 @@ class Dashboard:
         self._thread.join()
 
     def _repr_html_(self) -> str:
-        link = html.escape(self.link)
         return (
-            f'<p><a href="{link}" target="_blank" rel="noopener">{link}</a></p>'
-            f'<iframe src="{link}" title="optuna-dashboard" width="100%" height="600"></iframe>'
+            f'<p><a href="{self.link}" target="_blank" rel="noopener">{self.link}</a></p><iframe '
+            f'src="{self.link}" title="optuna-dashboard" width="100%" height="600"></iframe>'
         )
 
 

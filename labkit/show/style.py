@@ -1,7 +1,5 @@
 """What all figures share: colours, names as text, titles, axes, and files."""
 
-from __future__ import annotations
-
 import html
 import math
 from collections.abc import Sequence
@@ -63,12 +61,8 @@ def subtitle(*lines: str) -> dict[str, str]:
 
 def look(i: int, dash: str = "solid") -> dict[str, Any]:
     """Returns how the i-th of several lines looks: colour alone must not tell them apart."""
-    colour = COLOURS[i % len(COLOURS)]
-    return {
-        "mode": "lines+markers",
-        "line": {"color": colour, "dash": dash},
-        "marker": {"symbol": i % SYMBOLS},
-    }
+    line = {"color": COLOURS[i % len(COLOURS)], "dash": dash}
+    return {"mode": "lines+markers", "line": line, "marker": {"symbol": i % SYMBOLS}}
 
 
 def finite(value: object) -> bool:
@@ -88,10 +82,11 @@ def cost_axis(metric: str, values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def say_if_empty(figure: go.Figure, why: str) -> go.Figure:
-    """Returns the figure; where it has nothing to draw, it says why in the middle."""
+def finished(figure: go.Figure, why_empty: str = "", **layout: Any) -> go.Figure:
+    """Returns the figure in labkit's look; where it has nothing to draw, it says why."""
+    figure.update_layout(template=TEMPLATE, **layout)
     if not figure.data:
-        figure.add_annotation(text=text(why), showarrow=False, font={"size": 16})
+        figure.add_annotation(text=text(why_empty), showarrow=False, font={"size": 16})
         figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure
 

@@ -1,13 +1,13 @@
-"""Tables of a network, layer by layer, and how tables look on pages and panels."""
+"""Tables and a report of a network, layer by layer, and how tables look on pages and panels."""
 
-from __future__ import annotations
-
+from collections import Counter
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from labkit.transform import Channels, Plan, Resolution, cost_of, find_channels, total_cost
+from labkit.transform.graph import layer_nodes, trace
 from labkit.transform.plan import widths_of
 
 # Lines that show on a light page and on a dark one; colours are the page's.
@@ -49,12 +49,8 @@ def layer_table(
     if shapes_from is None:
         cost = cost_of(channels, plan, **cost_options)
     else:
-        cost = total_cost(
-            channels.traced,
-            shapes_from=shapes_from,
-            example_input=channels.example_input,
-            **cost_options,
-        )
+        cost_options |= {"shapes_from": shapes_from, "example_input": channels.example_input}
+        cost = total_cost(channels.traced, **cost_options)
     widths = widths_of(channels, plan)
     rows = []
     for layer in cost.layers:
@@ -71,24 +67,14 @@ def layer_table(
                 "share": layer.flops / max(cost.total_flops, 1),
             }
         )
-    rows.append(
-        {
-            "type": "",
-            "group": "",
-            "parameters": cost.parameters,
-            "flops": cost.total_flops,
-            "bitops": cost.total_bitops,
-            "share": 1.0,
-        }
-    )
+    sums = {"parameters": cost.parameters, "flops": cost.total_flops, "bitops": cost.total_bitops}
+    rows.append({"type": "", "group": "", "share": 1.0, **sums})
     names = pd.Index([*(layer.name for layer in cost.layers), "total"], name="layer")
     return pd.DataFrame(rows, index=names).astype({"in": "Int64", "out": "Int64"})
 
 
 def compare(
-    before: nn.Module | Channels,
-    after: nn.Module | Plan | Resolution | None,
-    **cost_options: Any,
+    before: nn.Module | Channels, after: nn.Module | Plan | Resolution | None, **cost_options: Any
 ) -> pd.DataFrame:
     """Returns two networks' layer tables side by side, with the ratio of their FLOPs.
 
@@ -120,6 +106,27 @@ def compare(
     compared = joined[[*order, ("flops", "ratio")]]
     compared.attrs["convention"] = convention
     return compared
+
+
+def report_graph_analysis_pass(model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """Prints a network's graph, the count of each kind of node, and its layers.
+
+    Args:
+        model: A network that torch.fx can trace; it is not changed.
+
+    Returns:
+        The same network, and an empty dict, as every analysis pass of the reference does.
+    """
+    traced = trace(model)
+    kinds = ("placeholder", "get_attr", "call_function", "call_method", "call_module", "output")
+    counted = Counter(node.op for node in traced.graph.nodes)
+    layers = [module for _, module in layer_nodes(traced)]
+    print(traced.graph)
+    print("Network overview:")
+    print({kind: counted[kind] for kind in kinds})
+    print("Layer types:")
+    print("[" + ",\n ".join(map(str, layers)) + "]")
+    return model, {}
 
 
 def html_table(table: pd.DataFrame) -> str:

@@ -5,14 +5,12 @@ module that is many networks, gives logits `[networks, classes, rows]` and a los
 the classes are axis 1, and the last axis of the labels is the rows: the lines are the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
@@ -56,9 +54,7 @@ class Learner:
         self.network: nn.Module = model
         self.models: Sequence[nn.Module] = [model]
 
-    def batch(
-        self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the module's input and the labels of a batch.
 
         Args:
@@ -69,11 +65,11 @@ class Learner:
         [only] = rows
         return x[only], y[only]
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy of a batch: a number, or `[networks]`."""
         return F.cross_entropy(logits, labels)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """Returns the networks' logits `[networks, classes, rows]`, computed part by part."""
         return logits_of(self.network, x)
 
@@ -162,14 +158,9 @@ def train(
         LabkitError: The network does not fit the data.
     """
     check_fit(model, data)
-    [trained] = fit(
-        Learner(model),
-        data,
-        settings or TrainSettings(),
-        [seed],
-        on_epoch=None if on_epoch is None else lambda metrics: on_epoch(*metrics),
-        on_step=on_step,
-    )
+    settings = settings or TrainSettings()
+    of_one = None if on_epoch is None else lambda metrics: on_epoch(*metrics)
+    [trained] = fit(Learner(model), data, settings, [seed], on_epoch=of_one, on_step=on_step)
     if trained.failure is not None:
         raise trained.failure
     return trained.history
@@ -181,22 +172,17 @@ def check_fit(model: nn.Module, data: Dataset) -> None:
     Raises:
         LabkitError: It does not.
     """
-    was_training = model.training
-    row = data.x_val[:1]
+    was_training, row = model.training, data.x_val[:1]
     try:
         with torch.no_grad():
             logits = model.eval()(row)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise LabkitError(
-            f"model: it does not take the rows of {data.name}, of shape {tuple(row.shape[1:])}: "
-            f"{error}"
-        ) from error
+        rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
+        raise LabkitError(f"model: it does not take {rows}: {error}") from error
     finally:
         model.train(was_training)
     expected = (1, len(data.classes))
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise LabkitError(
-            f"model: expected logits of shape {expected} for the {len(data.classes)} classes of "
-            f"{data.name}, got {got}"
-        )
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != expected:
+        wanted = f"logits of shape {expected} for the {len(data.classes)} classes of {data.name}"
+        raise LabkitError(f"model: expected {wanted}, got {got}")

@@ -1,7 +1,5 @@
 """What training is judged by: loss and accuracy, divergence, patience."""
 
-from __future__ import annotations
-
 import math
 
 import torch

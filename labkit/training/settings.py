@@ -1,13 +1,14 @@
 """How a network is trained: the settings, and the optimizer, schedule and order that they mean."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class TrainSettings(BaseModel):
@@ -55,20 +56,13 @@ def epoch_order(rows: int, settings: TrainSettings, generator: torch.Generator) 
     return order[: n_batches(rows, settings) * settings.batch_size]
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
     """Returns the optimizer that the settings name, over all parameters of the network."""
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "weight_decay": settings.weight_decay,
-        "fused": True,  # one pass over the parameters; the same numbers
-    }
-    match settings.optimizer:
-        case "adam":
-            return torch.optim.Adam(model.parameters(), **options)
-        case "adamw":
-            return torch.optim.AdamW(model.parameters(), **options)
-        case "sgd":
-            return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+    options: dict[str, Any] = {"momentum": 0.9} if settings.optimizer == "sgd" else {}
+    options |= {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    kinds: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+    # Fused: one pass over the parameters; the same numbers.
+    return kinds[settings.optimizer](model.parameters(), fused=True, **options)
 
 
 def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:
@@ -86,11 +80,7 @@ def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:
             return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, rows: int, settings: TrainSettings
-) -> torch.optim.lr_scheduler.LRScheduler:
+def make_scheduler(optimizer: Optimizer, rows: int, settings: TrainSettings) -> LRScheduler:
     """Returns the schedule of the learning rate over a whole training on that many rows."""
     total_steps = settings.max_epochs * n_batches(rows, settings)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, total_steps, settings)
-    )
+    return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, settings))

@@ -10,8 +10,6 @@ becomes `[candidates, channels, rows]`; what is `[rows, channels, …]` becomes
 memory, which matters more to the speed than anything else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools
@@ -22,7 +20,7 @@ from dataclasses import replace
 import psutil
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
@@ -83,15 +81,9 @@ def train_stack(
     networks = [apply(model, plan, channels=channels, weights=weights) for plan in plans]
     if weights == "fresh":
         networks = [initialise(network, seed) for network, seed in zip(networks, seeds)]
-    return fit_stack(
-        [network.to(data.x_train.device) for network in networks],
-        channels,
-        data,
-        settings or TrainSettings(),
-        seeds,
-        on_epoch=on_epoch,
-        on_step=on_step,
-    )
+    networks = [network.to(data.x_train.device) for network in networks]
+    settings = settings or TrainSettings()
+    return fit_stack(networks, channels, data, settings, seeds, on_epoch=on_epoch, on_step=on_step)
 
 
 def fit_stack(
@@ -147,15 +139,13 @@ class _Together(Learner):
         distinct = list(dict.fromkeys(seeds))
         self.order_of = torch.tensor([distinct.index(seed) for seed in seeds], device=device)
 
-    def batch(
-        self, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.stack.spread(x[rows], self.order_of), y[rows][self.order_of]
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         parts = x.split(max(EVALUATION_ROWS // self.stack.size, 1))
         same = torch.zeros_like(self.order_of)
         logits = [self.network(self.stack.spread(part[None], same)) for part in parts]

@@ -267,6 +267,10 @@ def test_a_folder_of_cifar10s_python_batches_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(data.x_train.std(dim=0, correction=0), torch.ones(3, 32, 32))
     raw = np.asarray(test[b"data"]).reshape(-1, 3, 32, 32)[:, 1, 5, 7]
     assert np.corrcoef(raw, data.x_test[:, 1, 5, 7])[0, 1] == pytest.approx(1)
+    (tmp_path / "data_batch_2").unlink()
+    write_cifar_batch(tmp_path / "data_batch_1", 20, 1)
+    with pytest.raises(LabkitError, match="50 rows of 10 classes are too few to split"):
+        load_data(tmp_path)
 
 
 class Payload:

@@ -62,8 +62,16 @@ def test_controls_that_nobody_moved_change_nothing(tables: dict[str, Any]) -> No
     assert changed.search.search_space == config.search.search_space
     assert changed.search.strategy.setup == config.search.strategy.setup
     assert changed.search.strategy.metrics == config.search.strategy.metrics
+    minimized = {"direction": "minimize"}
+    metrics = {"accuracy": {"direction": "maximize"}, "total_bitops": minimized}
+    strategy["metrics"] = metrics | {"parameters": minimized}  # more than one cost
+    config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
+    controls = SearchControls(config)
+    assert controls.config.search.strategy.metrics == config.search.strategy.metrics
+    controls.cost.value = "parameters"
+    assert list(controls.config.search.strategy.metrics) == ["accuracy", "parameters"]
     del strategy["sw_runner"]["basic_train"]
-    strategy["metrics"] = {"total_flops": {"direction": "minimize"}}
+    strategy["metrics"] = {"total_flops": minimized}
     config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
     assert SearchControls(config).config == config  # nothing begins to train
 
@@ -223,7 +231,7 @@ def test_the_buttons_answer_again_where_a_figure_fails(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of a figure")
 
-    monkeypatch.setattr("labkit.show.live.pareto_front", fail)
+    monkeypatch.setattr("labkit.show.panels.pareto_front", fail)
     panel.controls.trials.value = 1
     panel.launch.click()
     panel.wait()

@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.errors import LabkitError
-from labkit.show.reports import report_graph_analysis_pass
-from labkit.show.tables import compare, layer_table
+from labkit.show.tables import compare, layer_table, report_graph_analysis_pass
 from labkit.transform.applying import linear_multiplier_transform_pass
 from labkit.transform.cost import output_shapes, total_cost
 from labkit.transform.models import MODELS, get_model
