@@ -10,7 +10,7 @@ from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.operators import operator_of, registry
+from labkit.operators import base, operator_of
 from labkit.study.search import Search
 
 OWN = """
@@ -62,13 +62,13 @@ def network():
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A module of the user's, beside the configuration."""
-    before = dict(registry._modules)
+    before = dict(base._modules)
     (tmp_path / "own_things.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_things", raising=False)
     yield
-    registry._modules.clear()
-    registry._modules.update(before)
+    base._modules.clear()
+    base._modules.update(before)
 
 
 @pytest.mark.usefixtures("own")

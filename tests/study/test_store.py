@@ -270,10 +270,10 @@ def test_the_front_and_the_sampler_learn_of_trained_networks(
         widths=widths, source=Source.TRAINED, trained_in=0, scaled_metrics=metrics,
         replicates=[metrics],
     )  # fmt: skip
-    first = store.tell(store.ask(), record, [0.5, 9.0])
-    store.tell(store.ask(), record.looked_up({"by": "name"}), [0.5, 9.0])
+    first = store.tell(store.ask(1)[0], record, [0.5, 9.0])
+    store.tell(store.ask(1)[0], record.looked_up({"by": "name"}), [0.5, 9.0])
     failure = Failure(kind=FailureKind.DIVERGED, message="why")
-    store.tell(store.ask(), Record(widths={"seq_blocks_2": 4}, failure=failure), None)
+    store.tell(store.ask(1)[0], Record(widths={"seq_blocks_2": 4}, failure=failure), None)
     assert store.front == [first]
     assert store.known[record.plan] is first
     assert len(store.known) == 2
