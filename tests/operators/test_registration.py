@@ -74,12 +74,10 @@ def _registered() -> Iterator[None]:
     @register_operator
     class Scale(Operator):
         functions = (checked_scale,)
+        flops_each = 1
 
         def flow(self, call):  # type: ignore[no-untyped-def]
             return call.x
-
-        def flops(self, node, module, read, written):  # type: ignore[no-untyped-def]
-            return math.prod(written)
 
     yield
     for table, old in zip((base._modules, base._functions), before):
@@ -153,6 +151,26 @@ def test_a_class_of_ones_own_may_inherit_from_a_registered_one() -> None:
         pass
 
     assert operator_of(Narrower(2, 2)) is operator_of(LowRank(2, 2))
+
+
+def test_the_sides_of_a_layer_follow_from_its_attributes() -> None:
+    class Both(Layer):
+        attributes = {"n_in": IN, "n_out": OUT}  # noqa: RUF012
+
+    class One(Layer):
+        attributes = {"n_out": OUT}  # noqa: RUF012
+
+        def groups(self, module: Any) -> int:
+            return 4
+
+    layer = LowRank(6, 8)
+    both, one = Both().sides(layer), One().sides(layer)
+    assert both is not None
+    assert [[term.size for term in side] for side in both] == [[6], [8]]
+    assert one is not None
+    assert one[0] is one[1]
+    assert [(term.size, term.var) for term in one[0]] == [(2, one[0][0].var)] * 4
+    assert Layer().sides(layer) is None
 
 
 def test_what_nobody_registered_is_not_known() -> None:
