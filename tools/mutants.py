@@ -35,7 +35,14 @@ PAIRS = [
 SWAPS: dict[type, type] = {b: a for a, b in PAIRS} | dict(PAIRS)
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 MEMORY = 8 * 2**30  # bytes; a mutant may ask for any number
-Mutant = NamedTuple("Mutant", [("file", Path), ("node", int), ("text", str)])  # a node of `walk`
+
+
+class Mutant(NamedTuple):
+    """A change of one node: which, as `walk` comes by it, and the change in words."""
+
+    file: Path
+    node: int
+    text: str
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
