@@ -38,9 +38,11 @@ MEMORY = 8 * 2**30  # bytes; a mutant may ask for any number
 
 
 class Mutant(NamedTuple):
+    """A change of one node: which, as `walk` comes by it, and the change in words."""
+
     file: Path
     node: int
-    text: str  # a node of `walk`
+    text: str
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:

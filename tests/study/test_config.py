@@ -1,5 +1,6 @@
 """The reference's TOML is taken as it is; every mistake is named in one line."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,47 @@ def test_every_mistake_names_key_value_and_expectation(
     with pytest.raises(LabkitError, match=message) as caught:
         load_config(replaced(tables, key, value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "smallest", "refused"),
+    [
+        ("seed", 2**32 - 1, 2**32),
+        ("seed", 0, -1),
+        ("max_epochs", 1, 0),
+        ("batch_size", 2, 0),
+        ("learning_rate", 1e-9, 0.0),
+        ("learning_rate", 1e3, math.inf),
+        (f"{SETUP}.n_trials", 1, 0),
+        (f"{SETUP}.n_jobs", 1, 0),
+        (f"{SETUP}.timeout", 1e-9, 0.0),
+        ("search.strategy.metrics.accuracy.scale", -1.0, math.nan),
+        (f"{TRAIN}.replicates", 1, 0),
+    ],
+)
+def test_values_at_the_edge(
+    tables: dict[str, Any], key: str, smallest: float, refused: float
+) -> None:
+    load_config(replaced(tables, key, smallest))
+    with pytest.raises(LabkitError, match=f"{key}: expected "):
+        load_config(replaced(tables, key, refused))
+
+
+def test_what_a_configuration_leaves_out_is_the_documented_default() -> None:
+    config = load_config({"model": "m", "dataset": "d", **simple_tables([1, 2])})
+    top = {"label", "task", "max_epochs", "batch_size", "learning_rate", "accelerator", "project",
+           "seed", "load_name", "load_type", "operators"}  # fmt: skip
+    assert config.model_dump(include=top) == {
+        "label": "label", "task": "cls", "max_epochs": 10, "batch_size": 256,
+        "learning_rate": 1e-3, "accelerator": "auto", "project": "labkit", "seed": 0,
+        "load_name": None, "load_type": "pt", "operators": (),
+    }  # fmt: skip
+    assert config.search.strategy.setup.model_dump() == {
+        "n_trials": 100, "timeout": None, "sampler": "tpe", "sum_scaled_metrics": False,
+        "direction": None, "n_jobs": 16,
+    }  # fmt: skip
+    assert not config.search.strategy.eval_mode
+    assert config.search.strategy.metrics["accuracy"].scale == 1
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, tables: dict[str, Any]) -> None:
