@@ -26,13 +26,8 @@ MULTIPLIERS = {"min": 0.25, "max": 8.25, "step": 0.25}
 
 def labelled(kind: type[ipw.Widget], description: str, **options: Any) -> ipw.Widget:
     """Returns a control with its name; what does not fit of a long one is in the tooltip."""
-    return kind(
-        description=description,
-        tooltip=description,
-        style={"description_width": "13em"},
-        layout=ipw.Layout(width="32em"),
-        **options,
-    )
+    look = {"style": {"description_width": "13em"}, "layout": ipw.Layout(width="32em")}
+    return kind(description=description, tooltip=description, **look, **options)
 
 
 def message(lines: Iterable[object]) -> str:
@@ -83,8 +78,8 @@ class LayerExplorer(ipw.VBox):
         self.figure = go.FigureWidget(network_drawing(compare(self._channels, None)))
         self._redraw()
         groups = ipw.HTML(html_table(channel_groups(self._channels)))
-        titles = ["Channel groups: who must agree, and what is fixed"]
-        below = ipw.Accordion([groups], titles=titles)
+        what = "Channel groups: who must agree, and what is fixed"
+        below = ipw.Accordion([groups], titles=[what])
         super().__init__([*rows, self.totals, self.figure, self.table, below])
 
     def _settable_sides(self) -> Iterator[tuple[str, str, str]]:
@@ -103,16 +98,13 @@ class LayerExplorer(ipw.VBox):
     @property
     def pass_config(self) -> dict[str, Any]:
         """The pass configuration that the sliders ask for, to paste into code."""
-        config: dict[str, Any] = {"by": "name", "default": {"config": {"name": "NA"}}}
-        wanted: dict[str, dict[str, Any]] = {}
+        layers: dict[str, Any] = {}
         for (layer, side), slider in self._sliders.items():
             if slider.value != 1:
-                wanted.setdefault(layer, {"name": f"{side}_only"})
-                wanted[layer][f"{side}_multiplier"] = slider.value
-        for layer, request in wanted.items():
-            name = "both" if len(request) == 3 else request["name"]
-            config[layer] = {"config": {**request, "name": name}}
-        return config
+                name = "both" if layer in layers else f"{side}_only"
+                request = layers.setdefault(layer, {"config": {}})["config"]
+                request |= {"name": name, f"{side}_multiplier": slider.value}
+        return {"by": "name", "default": {"config": {"name": "NA"}}} | layers
 
     def _redraw(self, _: object = None) -> None:
         try:

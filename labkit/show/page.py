@@ -1,11 +1,11 @@
 """All figures of a search on one page, which needs no network."""
 
-import html
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from labkit.show import plots
+from labkit.show.style import title
 from labkit.show.tables import html_table
 from labkit.study.files import write
 from labkit.study.results import Results
@@ -33,17 +33,17 @@ def figures(results: Results) -> list[go.Figure]:
 
 def write_page(results: Results, path: Path) -> None:
     """Writes the table of the front and all figures as one HTML file, plotly.js included."""
-    title = html.escape(f"{results.about.get('model')} on {results.about.get('dataset')}")
+    heading = title(results)
     drawn = (
         figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
         for i, figure in enumerate(figures(results))
     )
     page = f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
+<head><meta charset="utf-8"><title>{heading["text"]}</title><style>{STYLE}</style></head>
 <body>
-<h1>{title}</h1>
-<p>{html.escape(f"{results.counts()}; {plots.conditions(results)}")}</p>
+<h1>{heading["text"]}</h1>
+<p>{heading["subtitle"]["text"]}</p>
 <h2>The Pareto front</h2>
 {html_table(results.front_table())}
 {"".join(drawn)}

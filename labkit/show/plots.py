@@ -59,32 +59,23 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
         ("Pareto front", networks[on_front], joined, style.BLUE, 12, 1),
     ):
         figure.add_scatter(
-            name=name,
-            x=rows[cost],
-            y=rows[quality],
-            mode=mode,
+            name=name, x=rows[cost], y=rows[quality], mode=mode,
             line={"shape": "hv", "color": colour, "width": 2},
             marker={"color": colour, "size": size, "opacity": opacity},
             **_spread_and_hover(results, rows, quality, cost),
-        )
+        )  # fmt: skip
     original = [results.plan(n).to_dict() == results.about.get("original") for n in networks.index]
     ring = {"symbol": "circle-open", "color": style.ORANGE, "size": 20, "line": {"width": 2}}
     figure.add_scatter(
-        name="original network",
-        x=networks.loc[original, cost],
-        y=networks.loc[original, quality],
-        mode="markers",
-        marker=ring,
-        hoverinfo="skip",
-    )
+        name="original network", mode="markers", marker=ring, hoverinfo="skip",
+        x=networks.loc[original, cost], y=networks.loc[original, quality],
+    )  # fmt: skip
     if published:
+        cross = {"symbol": "x", "color": style.PURPLE, "size": 10}
         figure.add_scatter(
-            name="report (training accuracy)",
-            x=list(PUBLISHED),
-            y=list(PUBLISHED.values()),
-            mode="markers",
-            marker={"symbol": "x", "color": style.PURPLE, "size": 10},
-        )
+            name="report (training accuracy)", mode="markers", marker=cross,
+            x=list(PUBLISHED), y=list(PUBLISHED.values()),
+        )  # fmt: skip
     return finished(
         figure,
         title=title(results),
@@ -206,14 +197,11 @@ def training_curves(
         for key, dash in ((metric, "solid"), (f"train_{metric}", "dash")):
             values = [value if finite(value := epoch.get(key)) else None for epoch in history]
             if any(value is not None for value in values):
+                epochs = list(range(1, len(history) + 1))
                 figure.add_scatter(
-                    name=text(name),
-                    legendgroup=name,
-                    showlegend=key == metric,
-                    x=list(range(1, len(history) + 1)),
-                    y=values,
-                    **style.look(i, dash),
-                )
+                    name=text(name), legendgroup=name, showlegend=key == metric,
+                    x=epochs, y=values, **style.look(i, dash),
+                )  # fmt: skip
     n_epochs = max(map(len, histories.values()), default=1)
     said = style.subtitle("solid: validation data; dashed: training data", about)
     return finished(
