@@ -163,7 +163,9 @@ class StudyPanel(LivePanel):
         example_input = cost_options.pop("example_input", None)
         if example_input is None:
             example_input = torch.zeros(1, *about["input_shape"])
-        channels = find_channels(get_model(model or about["model"]), example_input)
+        channels = find_channels(
+            get_model(about["model"] if model is None else model), example_input
+        )
         close = ipw.Button(description="Close", tooltip="Remove the panel")
         super().__init__([close], channels, {"convention": about["convention"]} | cost_options)
         close.on_click(lambda _: self.close())
