@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ class Experiment:
         return Description(self._identity(), objectives, directions, about)
 
     def _identity(self) -> fingerprint.Identity:
-        settings = _flatten(to_tables(self.config))
+        version = importlib.metadata.version("labkit")  # another one may train otherwise
+        settings = {"labkit": version, **_flatten(to_tables(self.config))}
         for option in BUDGET:
             settings.pop(f"search.strategy.setup.{option}", None)
         keeps = self.training is not None and self.training.weights == "keep"
