@@ -112,6 +112,7 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
     ("what", "reason"),
     [
         (lambda x: x.view(-1, 4), "'view'"),  # channels in the rows
+        (lambda x: x.view(-1).view(2, 4, 20), "'view'"),
         (lambda x: x + x.mean(), "'mean'"),
         (lambda x: x[:, [0, 2]], "'getitem'"),
         (lambda x: x[:, ::2], "'getitem'"),

@@ -66,6 +66,9 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         ),
         IMAGES,
     ),
+    "one spatial axis": (
+        nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5)), (32, 3, 4),
+    ),
     "pools": (
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten(1),
                       nn.Linear(6, 5)), IMAGES,
