@@ -109,7 +109,7 @@ class LocalExecutor(Executor):
         for candidate in candidates:
             try:
                 built.append((candidate, task.build(candidate)))
-            except (LabkitError, RuntimeError, MemoryError) as error:
+            except Exception as error:  # its layers may raise anything
                 yield _failed(candidate, error)
         # A single one is as fast by the plain loop.
         plans = [candidate.plan for candidate, _ in built]
@@ -138,8 +138,8 @@ class LocalExecutor(Executor):
                 networks, task.channels, task.data, task.settings, seeds,
                 on_epoch=on_epoch, on_step=on_step,
             )  # fmt: skip
-        except RuntimeError as error:  # of one network, or out of memory: alone, each says so
-            log.warning("%d networks train one by one: %s", len(networks), error)
+        except Exception as error:  # of one network, or out of memory: alone, each says so
+            log.warning("%d networks train one by one: %r", len(networks), error)
             for candidate in candidates:
                 yield _train_alone(task, candidate, task.build(candidate), on_epoch, on_step)
             return
@@ -163,6 +163,9 @@ class LocalExecutor(Executor):
             except NotStackable as reason:
                 self._stackable = False
                 log.warning("networks train one by one: %s", reason)
+            except Exception as error:  # of one network: others are measured again
+                log.warning("%d networks train one by one: %r", len(networks), error)
+                return False
         return self._stackable is not False
 
 
