@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.executor import Task
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
-from labkit.study.runners import CandidateNetwork, measure
+from labkit.study.runners import CandidateNetwork, as_number, measure
 from labkit.study.space import get_space
 from labkit.study.store import Description
 from labkit.training import check_fit
@@ -108,6 +109,9 @@ class Experiment:
             name: runner.run for name, (runner, _) in self.config.all_runners.items()
         }
         definitions[self.config.search.search_space.name] = type(self.space)
+        checkpoint = self.config.load_name
+        if checkpoint is not None and checkpoint.is_file():
+            definitions["load_name"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         return fingerprint.Identity(
             settings,
             fingerprint.network_identity(self.space.channels, with_weights=keeps),
@@ -148,19 +152,22 @@ class Experiment:
             measured = software | hardware
             if missing := [name for name in objectives if name not in measured]:
                 raise LabkitError(f"{missing[0]}: no runner returned this metric")
+            measured_record = record.model_copy(
+                update={
+                    "source": Source.TRAINED,
+                    "software_metrics": software,
+                    "hardware_metrics": hardware,
+                    "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
+                    "history": outcomes[0].history if outcomes else [],
+                    "replicates": [outcome.history[-1] for outcome in outcomes],
+                }
+            )
+            for value in self.values(measured_record) or ():
+                as_number("search.strategy.metrics: a scaled metric, or the sum", value)
         except LabkitError as error:
             failure = Failure.of(FailureKind.RUNNER, error)
             return record.model_copy(update={"failure": failure})
-        return record.model_copy(
-            update={
-                "source": Source.TRAINED,
-                "software_metrics": software,
-                "hardware_metrics": hardware,
-                "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
-                "history": outcomes[0].history if outcomes else [],
-                "replicates": [outcome.history[-1] for outcome in outcomes],
-            }
-        )
+        return measured_record
 
 
 def _device(accelerator: str) -> torch.device:
