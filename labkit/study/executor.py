@@ -13,7 +13,7 @@ from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import DivergenceError, LabkitError
-from labkit.operators import NotStackable
+from labkit.operators import NotStackable, Operator, register_operator
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
 from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
 from labkit.transform import Channels, Weights, apply, find_channels, initialise
@@ -34,6 +34,7 @@ class Task:
         settings: How to train.
         weights: What candidates start from, as `labkit.apply` takes it.
         channels: The network's channel groups; each process finds them once.
+        operators: Of layers of the user's own, which other processes have to be told of.
     """
 
     model: nn.Module
@@ -41,14 +42,19 @@ class Task:
     settings: TrainSettings
     weights: Weights = "fresh"
     channels: Channels = field(default=None, repr=False)  # type: ignore[assignment]
+    operators: Sequence[type[Operator]] = ()
 
     def __post_init__(self) -> None:
+        for operator in self.operators:
+            register_operator(operator)
         if self.channels is None:
             self.channels = find_channels(self.model, self.data.x_val[:1].cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A traced graph does not survive pickling.
-        return Task, (self.model, self.data, self.settings, self.weights)
+        return Task, (
+            self.model, self.data, self.settings, self.weights, None, self.operators
+        )  # fmt: skip
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the network of a candidate, on the device of the data, ready to train."""

@@ -53,8 +53,9 @@ class Experiment:
         self, config: SearchConfig, model: nn.Module | None = None, data: Dataset | None = None
     ):
         self.config, self.training = config, config.training
-        for name in config.operators:
-            register_operator(names.imported("operators", name))
+        self._operators = [
+            register_operator(names.imported("operators", name)) for name in config.operators
+        ]
         self.model = get_model(model if model is not None else config.model)
         if data is None:
             data = load_data(config.dataset, label=config.label)
@@ -81,7 +82,10 @@ class Experiment:
         """What an executor needs to know beside the candidates."""
         assert self.training is not None
         training = self.training
-        return Task(self.model, self.data, training, training.weights, self.space.channels)
+        return Task(
+            self.model, self.data, training, training.weights, self.space.channels,
+            self._operators,
+        )  # fmt: skip
 
     def description(self) -> Description:
         """Returns what its study says of itself."""

@@ -1,5 +1,6 @@
 """What a configuration names, and how a candidate is measured."""
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_everything_of_ones_own_is_named_in_the_tables(
     assert results.trials["total_flops"][0] in (16 * 8 + 8 + 8 * 5, 16 * 16 + 16 + 16 * 5)
     assert sys.path == path
     assert operator_of(run.experiment.model[2]) is not None
+    task = pickle.dumps(run.experiment.task)
+    del registry._modules[type(run.experiment.model[2])]  # as in another process
+    assert [group.width for group in pickle.loads(task).channels.free] == [8]
     with pytest.raises(LabkitError, match="operators: cannot import 'own_things:Nothing'"):
         Search(tables | {"operators": ["own_things:Nothing"]}, data=blobs)
     with pytest.raises(LabkitError, match="expected a subclass of Operator"):
