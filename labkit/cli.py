@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
     again.add_argument("folder", type=Path, metavar="FOLDER")
     again.add_argument("--seeds", type=int, metavar="N", default=5, help="of each network; 5")
+    again.add_argument("--storage", metavar="URL", help="as it was given to `labkit search`")
     again.set_defaults(run=_replicate)
 
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
@@ -80,7 +81,13 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _replicate(arguments: argparse.Namespace) -> int:
-    search = labkit.Search(arguments.folder / "config.toml", folder=arguments.folder)
+    from labkit.study import open_study
+
+    if arguments.storage is None:
+        open_study(arguments.folder)  # or else an empty one would be made
+    search = labkit.Search(
+        arguments.folder / "config.toml", folder=arguments.folder, storage=arguments.storage
+    )
     results = search.replicate(arguments.seeds)
     print(results.best_markdown())
     return _ended(results)

@@ -75,6 +75,11 @@ def test_a_storage_of_ones_own(config: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/all.db"
     out = tmp_path / "out"
     assert main(["search", str(config), "--trials", "1", "--out", str(out), "--storage", url]) == 0
+    assert main(["replicate", str(out), "--seeds", "2", "--storage", url]) == 0
+    table = (out / "best.md").read_text()
+    assert "±" in table
+    assert main(["replicate", str(out)]) == 2
+    assert (out / "best.md").read_text() == table
     assert (tmp_path / "all.db").exists()
     assert not (out / "study.db").exists()
 

@@ -82,9 +82,10 @@ def _check_modules(network: nn.Module) -> None:
     """Refuses hooks, and parameters that are not one layer's alone."""
     owned: set[int] = set()
     for name, module in network.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+        if any(hooks) or module._backward_pre_hooks:
             where = f"'{name}'" if name else "the network"
-            raise NotStackable(f"{where} ({type(module).__name__}) has a forward hook")
+            raise NotStackable(f"{where} ({type(module).__name__}) has a hook")
         if hasattr(module, "parametrizations"):
             raise NotStackable(f"'{name}' has a parametrized weight")
         for parameter in module.parameters(recurse=False):

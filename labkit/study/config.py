@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -188,7 +189,10 @@ class SearchConfig(_Table):
         """Layer → the multipliers that the space offers it, where it offers any."""
         offered = {}
         for layer, entry in self.search.search_space.seed.items():
-            lists = [v for key, v in entry["config"].items() if key.endswith("_multiplier")]
+            # A space of one's own has tables of its own.
+            config = entry.get("config") if isinstance(entry, Mapping) else None
+            options = config.items() if isinstance(config, Mapping) else ()
+            lists = [v for key, v in options if key.endswith("_multiplier")]
             if lists:
                 offered[layer] = sorted({m for values in lists for m in values})
         return offered
@@ -256,6 +260,10 @@ def _tables_with(key: str, tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> None:
     """Gives a strategy's tables objectives, and runners for those that none measures yet."""
+    if not isinstance(objectives, Mapping):
+        raise LabkitError(
+            f"objectives: expected metric → 'maximize' or 'minimize', got {objectives!r}"
+        )
     kept = strategy["metrics"]
     strategy["metrics"] = {m: {**kept.get(m, {}), "direction": objectives[m]} for m in objectives}
     for metric in objectives:
@@ -269,14 +277,26 @@ def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> 
 def _space_of(widths: Widths) -> dict[str, Any]:
     """Returns the table of a space with one choice for each group of channels."""
     lists = dict(widths) if isinstance(widths, Mapping) else {"default": widths}
+    for values in lists.values():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise LabkitError(
+                f"widths: expected a list of multipliers, or layer → list, got {values!r}"
+            )
     return {
         "name": "transform/channel_multiplier",
         "setup": {"by": "name"},
         "seed": {
-            key: {"config": {"channel_multiplier": list(values)}}
+            key: {"config": {"channel_multiplier": [_plain(value) for value in values]}}
             for key, values in ({"default": [1]} | lists).items()
         },
     }
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number, such as one of NumPy's, as TOML can hold it."""
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def simple_tables(widths: Widths) -> dict[str, Any]:

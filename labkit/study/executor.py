@@ -13,7 +13,7 @@ from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import DivergenceError, LabkitError
-from labkit.operators import NotStackable
+from labkit.operators import NotStackable, Operator, register_operator
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
 from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
 from labkit.transform import Channels, Weights, apply, find_channels, initialise
@@ -34,6 +34,7 @@ class Task:
         settings: How to train.
         weights: What candidates start from, as `labkit.apply` takes it.
         channels: The network's channel groups; each process finds them once.
+        operators: Of layers of the user's own, which other processes have to be told of.
     """
 
     model: nn.Module
@@ -41,14 +42,19 @@ class Task:
     settings: TrainSettings
     weights: Weights = "fresh"
     channels: Channels = field(default=None, repr=False)  # type: ignore[assignment]
+    operators: Sequence[type[Operator]] = ()
 
     def __post_init__(self) -> None:
+        for operator in self.operators:
+            register_operator(operator)
         if self.channels is None:
             self.channels = find_channels(self.model, self.data.x_val[:1].cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A traced graph does not survive pickling.
-        return Task, (self.model, self.data, self.settings, self.weights)
+        return Task, (
+            self.model, self.data, self.settings, self.weights, None, self.operators
+        )  # fmt: skip
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the network of a candidate, on the device of the data, ready to train."""
@@ -109,7 +115,7 @@ class LocalExecutor(Executor):
         for candidate in candidates:
             try:
                 built.append((candidate, task.build(candidate)))
-            except (LabkitError, RuntimeError, MemoryError) as error:
+            except Exception as error:  # its layers may raise anything
                 yield _failed(candidate, error)
         # A single one is as fast by the plain loop.
         plans = [candidate.plan for candidate, _ in built]
@@ -138,8 +144,8 @@ class LocalExecutor(Executor):
                 networks, task.channels, task.data, task.settings, seeds,
                 on_epoch=on_epoch, on_step=on_step,
             )  # fmt: skip
-        except RuntimeError as error:  # of one network, or out of memory: alone, each says so
-            log.warning("%d networks train one by one: %s", len(networks), error)
+        except Exception as error:  # of one network, or out of memory: alone, each says so
+            log.warning("%d networks train one by one: %r", len(networks), error)
             for candidate in candidates:
                 yield _train_alone(task, candidate, task.build(candidate), on_epoch, on_step)
             return
@@ -163,6 +169,9 @@ class LocalExecutor(Executor):
             except NotStackable as reason:
                 self._stackable = False
                 log.warning("networks train one by one: %s", reason)
+            except Exception as error:  # of one network: others are measured again
+                log.warning("%d networks train one by one: %r", len(networks), error)
+                return False
         return self._stackable is not False
 
 

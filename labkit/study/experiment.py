@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.executor import Task
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
-from labkit.study.runners import CandidateNetwork, measure
+from labkit.study.runners import CandidateNetwork, as_number, measure
 from labkit.study.space import get_space
 from labkit.study.store import Description
 from labkit.training import check_fit
@@ -53,8 +54,9 @@ class Experiment:
         self, config: SearchConfig, model: nn.Module | None = None, data: Dataset | None = None
     ):
         self.config, self.training = config, config.training
-        for name in config.operators:
-            register_operator(names.imported("operators", name))
+        self._operators = [
+            register_operator(names.imported("operators", name)) for name in config.operators
+        ]
         self.model = get_model(model if model is not None else config.model)
         if data is None:
             data = load_data(config.dataset, label=config.label)
@@ -81,7 +83,10 @@ class Experiment:
         """What an executor needs to know beside the candidates."""
         assert self.training is not None
         training = self.training
-        return Task(self.model, self.data, training, training.weights, self.space.channels)
+        return Task(
+            self.model, self.data, training, training.weights, self.space.channels,
+            self._operators,
+        )  # fmt: skip
 
     def description(self) -> Description:
         """Returns what its study says of itself."""
@@ -110,6 +115,9 @@ class Experiment:
             name: runner.run for name, (runner, _) in self.config.all_runners.items()
         }
         definitions[self.config.search.search_space.name] = type(self.space)
+        checkpoint = self.config.load_name
+        if checkpoint is not None and checkpoint.is_file():
+            definitions["load_name"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         return fingerprint.Identity(
             settings,
             fingerprint.network_identity(self.space.channels, with_weights=keeps),
@@ -150,19 +158,22 @@ class Experiment:
             measured = software | hardware
             if missing := [name for name in objectives if name not in measured]:
                 raise LabkitError(f"{missing[0]}: no runner returned this metric")
+            measured_record = record.model_copy(
+                update={
+                    "source": Source.TRAINED,
+                    "software_metrics": software,
+                    "hardware_metrics": hardware,
+                    "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
+                    "history": outcomes[0].history if outcomes else [],
+                    "replicates": [outcome.history[-1] for outcome in outcomes],
+                }
+            )
+            for value in self.values(measured_record) or ():
+                as_number("search.strategy.metrics: a scaled metric, or the sum", value)
         except LabkitError as error:
             failure = Failure.of(FailureKind.RUNNER, error)
             return record.model_copy(update={"failure": failure})
-        return record.model_copy(
-            update={
-                "source": Source.TRAINED,
-                "software_metrics": software,
-                "hardware_metrics": hardware,
-                "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
-                "history": outcomes[0].history if outcomes else [],
-                "replicates": [outcome.history[-1] for outcome in outcomes],
-            }
-        )
+        return measured_record
 
 
 def _device(accelerator: str) -> torch.device:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.operators import operator_of
 from labkit.transform.channels import Channels
 
 
@@ -53,6 +54,9 @@ def network_identity(channels: Channels, *, with_weights: bool = False) -> dict[
     for node in traced.graph.nodes:
         if node.op == "call_function" and not _is_library(node.target):
             parts[f"function {node.name}"] = definition(node.target)
+        operator = operator_of(node)
+        if operator is not None and not _is_library(type(operator)):
+            parts[f"operator {type(operator).__name__}"] = definition(type(operator))
         if node.op == "placeholder":
             parts[f"input {node.name}"] = str(node.meta["shape"][1:])
     for name, layer in channels.layers.items():
@@ -176,7 +180,7 @@ def difference(known: Identity, new: Identity) -> str | None:
     for key, old, now in _changes(known.settings, new.settings):
         return f"{key}: a search with {old!r}, not {now!r}"
     # The smallest piece says most; the code of forward names its layers, and differs with them.
-    order = ("layer", "function", "constant", "input", "forward")
+    order = ("layer", "operator", "function", "constant", "input", "forward")
     changes = [key for key, *_ in _changes(known.network, new.network)]
     for key in sorted(changes, key=lambda key: order.index(key.split()[0])):
         what, _, name = key.partition(" ")

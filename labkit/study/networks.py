@@ -78,6 +78,11 @@ class FrontNetworks:
         """
         if self._folder is not None:
             return load_best(self._folder, number, model=self._model)
+        if number not in self._in_memory:
+            raise LabkitError(
+                f"number: the network of trial {number} was not kept, since this search did not "
+                "train it; search with a folder to keep the front's networks"
+            )
         plan, weights = self._in_memory[number]
         network = apply(self._model, plan, channels=self._channels)
         network.load_state_dict(weights)

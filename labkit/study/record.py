@@ -18,6 +18,10 @@ Metrics = dict[str, float]
 # As it is written and read: counts stay whole numbers.
 _Numbers = Annotated[Metrics, PlainValidator(dict), PlainSerializer(dict)]
 Direction = Literal["maximize", "minimize"]
+# What a table of trials has of each beside its metrics, which need other names.
+COLUMNS = (
+    "number", "state", "source", "trained_in", "seconds", "elapsed", "network", "failure",
+)  # fmt: skip
 
 
 class FailureKind(StrEnum):

@@ -16,7 +16,7 @@ from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.study.front import Front
-from labkit.study.record import Metrics, Source, Trial
+from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
 from labkit.study.store import Description, describe, read_replicates, read_trials
 from labkit.transform import Plan
@@ -90,10 +90,9 @@ class Results:
         failure, and one a metric.
         """
         elapsed = _elapsed(self.records)
-        columns = ["number", "state", "source", "trained_in", "seconds", "elapsed", "network"]
         metrics = dict.fromkeys(m for trial in self.records for m in trial.record.metrics)
         rows = [self._row(trial) | {"elapsed": elapsed[trial.number]} for trial in self.records]
-        names = [*columns, "failure", *(metrics | dict.fromkeys(self.objectives))]
+        names = [*COLUMNS, *(metrics | dict.fromkeys(self.objectives))]
         table = pd.DataFrame(rows).reindex(columns=names)
         return table.set_index("number").astype({"trained_in": "Int64"})
 

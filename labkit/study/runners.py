@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from labkit import names
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.checkpoint import load_weights
-from labkit.study.record import Metrics, Outcome
+from labkit.study.record import COLUMNS, Metrics, Outcome
 from labkit.training import TrainSettings, evaluate
 from labkit.transform import Channels, Plan, Weights, apply, cost_of
 
@@ -98,11 +99,16 @@ def register_runner(
         settings: The type of its table there.
         metrics: The names of the metrics that it returns.
 
+    Raises:
+        LabkitError: The table of trials has another column of such a name.
+
     Example:
         >>> @register_runner("energy", metrics=["joules"])
         ... def energy(candidate, settings):
         ...     return {"joules": 1e-9 * cost_of(candidate.channels, candidate.plan).total_flops}
     """
+    for metric in metrics:
+        _check_name(name, metric)
 
     def register(run: Run) -> Run:
         RUNNERS[name] = Runner(settings, tuple(metrics), run)
@@ -152,18 +158,34 @@ def measure(
             raise LabkitError(f"{name}: {type(error).__name__}: {error}") from error
         if not isinstance(metrics, Mapping):
             raise LabkitError(f"{name}: expected a table of metrics, got {metrics!r:.100}")
-        measured |= {key: _as_number(f"{name}: {key}", v) for key, v in metrics.items()}
+        for key, value in metrics.items():
+            _check_name(name, key)
+            measured[key] = as_number(f"{name}: {key}", value)
     return measured
 
 
-def _as_number(where: str, value: Any) -> float:
-    """Returns a metric as a plain number; whole numbers stay whole."""
+def _check_name(runner: str, metric: object) -> None:
+    if not isinstance(metric, str) or metric in COLUMNS:
+        raise LabkitError(
+            f"{runner}: expected another name of a metric than {metric!r}: a text, and none of "
+            f"{', '.join(COLUMNS)}"
+        )
+
+
+def as_number(where: str, value: Any) -> float:
+    """Returns a metric as a plain number; whole numbers stay whole.
+
+    Raises:
+        LabkitError: It is no number, or not a finite one.
+    """
     number = value
     if isinstance(value, torch.Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
         number = value.item()
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise LabkitError(f"{where}: expected a finite number, got {value!r:.100}")
-    return number
+    # A whole number beyond the largest float is none that tables and files can hold.
+    plain = isinstance(number, int | float) and not isinstance(number, bool)
+    if plain and abs(number) <= sys.float_info.max:
+        return number
+    raise LabkitError(f"{where}: expected a finite number, got {value!r:.100}")
 
 
 class BasicTrainSettings(TrainSettings, RunnerSettings):

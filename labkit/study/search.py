@@ -175,8 +175,12 @@ class Search:
             progress: Show a progress bar.
 
         Raises:
-            LabkitError: The search did not train, or a search is running here.
+            LabkitError: The search did not train, has no trials yet, or is running here.
         """
+        if not isinstance(seeds, int) or seeds < 1:
+            raise LabkitError(f"seeds: expected a whole number from 1 on, got {seeds!r}")
+        if not self.store.trials:
+            raise LabkitError("replicate: the search has no trials yet")
         if self.experiment.training is None:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
         missing = self._trainer.missing(self.store, seeds)
@@ -194,6 +198,8 @@ class Search:
         with session(
             self.folder, self.stop, progress=progress, total=total, unit=unit, done=done
         ) as self._bar:
+            self.store.refresh()  # another search may have written the folder before
+            self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
                 write_config(self.config, self.folder)
             try:

@@ -114,9 +114,9 @@ def describe(study: optuna.Study) -> Description:
     return Description(**(known | {"identity": Identity(**known["identity"])}))
 
 
-def read_trials(study: optuna.Study) -> list[Trial]:
-    """Returns the trials of a study that labkit made."""
-    return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+def read_trials(study: optuna.Study, first: int = 0) -> list[Trial]:
+    """Returns the trials of a study that labkit made, from the one with this number on."""
+    return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)[first:]]
 
 
 def read_replicates(study: optuna.Study) -> dict[int, list[Metrics]]:
@@ -199,35 +199,44 @@ class Store:
         seed: int,
     ):
         self.description, self.space = description, space
-        self._brute_force = sampler == "bruteforce"
+        self._every = space.networks if sampler == "bruteforce" else None
+        self._sampler, self._seed = sampler, seed
         self.study = _open_or_create(storage, name, description)
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
         self.known: dict[Plan, Trial] = {}
-        self.added_replicates = read_replicates(self.study)
+        self.added_replicates: dict[int, list[Metrics]] = {}
         self._front: Front[Trial] = Front(description.directions.values())
-        earlier = read_trials(self.study)
-        for trial in earlier:
-            self._add(trial)
         with quiet_optuna():
             self._memory = optuna.create_study(
                 directions=list(description.directions.values()),
-                sampler=make_sampler(sampler, (seed + len(earlier)) % 2**32),
+                sampler=make_sampler(sampler, seed),
             )
-            self._memory.add_trials([self._in_memory(trial) for trial in earlier])
+        self.refresh()
 
     @property
     def front(self) -> list[Trial]:
         """The trials that no other dominates, each network once, by its first trial."""
         return self._front.members
 
+    def refresh(self) -> None:
+        """Takes in what others have added to the storage."""
+        self.added_replicates |= read_replicates(self.study)
+        others = read_trials(self.study, len(self.trials))
+        if not others:
+            return
+        for trial in others:
+            self._add(trial)
+        self._memory.add_trials([self._in_memory(trial) for trial in others])
+        seed = (self._seed + len(self.trials)) % 2**32
+        self._memory.sampler = make_sampler(self._sampler, seed)
+
     def ask(self, n: int) -> list[Asked]:
         """Returns n proposals of the sampler; fewer where brute force has no more networks."""
-        if not self._brute_force:
+        if self._every is None:
             trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
             return [Asked(trial.params, datetime.now(), trial) for trial in trials]
-        networks = self.space.networks.items()
-        untried = (indices for plan, indices in networks if plan not in self.tried)
+        untried = (indices for plan, indices in self._every.items() if plan not in self.tried)
         return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 
     def tell(self, asked: Asked, record: Record, values: Sequence[float] | None) -> Trial:
@@ -300,7 +309,7 @@ def _open_or_create(
             directions=list(description.directions.values()),
             load_if_exists=True,
         )
-    if name not in others:
+    if name not in others or _was_just_made(study, description):
         study.set_user_attr(ATTRIBUTE, dataclasses.asdict(description))
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             study.set_metric_names(list(description.directions))
@@ -309,6 +318,16 @@ def _open_or_create(
         where = str(storage.parent if isinstance(storage, Path) else storage)
         raise LabkitError(f"{key}: {where!r} holds {what}; use another folder")
     return study
+
+
+def _was_just_made(study: optuna.Study, description: Description) -> bool:
+    """Whether a search was killed after it made its study and before that said what it is."""
+    ways = [direction.name.lower() for direction in study.directions]
+    return (
+        ATTRIBUTE not in study.user_attrs
+        and ways == list(description.directions.values())
+        and not study.get_trials(deepcopy=False)
+    )
 
 
 def _frozen(

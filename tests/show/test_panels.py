@@ -5,7 +5,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls
 from labkit.study.record import Failure, FailureKind, Record
 from labkit.study.search import Search
+from labkit.study.space import SPACES, register_space
+from labkit.study.spaces import ChannelMultiplierSpace
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -253,3 +255,22 @@ def test_a_study_that_someone_else_writes_is_shown_live(
         assert panel.results.about["dataset"] == "blobs"
     finally:
         panel.close()
+
+
+def test_a_space_of_ones_own_has_a_panel(tables: dict[str, Any], blobs: Dataset) -> None:
+    """With whatever tables it likes; there are no multipliers to offer."""
+
+    class Own(ChannelMultiplierSpace):
+        def build_choices(
+            self, setup: Mapping[str, Any], seed: Mapping[str, Any]
+        ) -> dict[str, list[Any]]:
+            lists = {"default": {"config": {"channel_multiplier": seed["numbers"]}}}
+            return super().build_choices({"by": "name"}, lists)
+
+    register_space("own")(Own)
+    tables["search"]["search_space"] = {"name": "own", "seed": {"numbers": [1, 2], "more": {}}}
+    panel = SearchPanel(tables, blobs)
+    del SPACES["own"]
+    assert panel.controls.multipliers == {}
+    assert panel.config.search.search_space.seed["numbers"] == [1, 2]
+    panel.close()

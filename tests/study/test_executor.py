@@ -126,17 +126,19 @@ def test_a_stack_that_runs_out_of_memory_trains_one_by_one(
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
     monkeypatch.setattr(module, "fit_stack", out_of_memory)
     check(task, list(LocalExecutor().run(task, CANDIDATES)))
-    assert "4 networks train one by one: no memory is left" in caplog.text
+    assert "4 networks train one by one: OutOfMemoryError('no memory is left')" in caplog.text
 
 
-def test_a_bug_of_the_stack_is_not_hidden(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_the_stack_is_said_and_ends_no_search(
+    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def bug(*_: object, **__: object) -> None:
         raise KeyError("shape")
 
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
     monkeypatch.setattr(module, "fit_stack", bug)
-    with pytest.raises(KeyError):
-        list(LocalExecutor().run(task, CANDIDATES))
+    check(task, list(LocalExecutor().run(task, CANDIDATES)))
+    assert "4 networks train one by one: KeyError('shape')" in caplog.text
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -247,3 +249,64 @@ def test_epochs_are_told(task: Task, stacks: list[int]) -> None:
     told.clear()
     list(LocalExecutor().run(task, CANDIDATES[:1], **options))
     assert told == [1, 1]
+
+
+class Picky(nn.Module):
+    """Raises an error of some kind where it meets 16 channels."""
+
+    def __init__(self, error: type[Exception]):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] == 16:
+            raise self.error("sixteen")
+        return torch.relu(x)
+
+
+class Resets(nn.Linear):
+    """Raises when it is given fresh weights for 16 channels."""
+
+    def reset_parameters(self) -> None:
+        if self.out_features == 16:
+            raise ValueError("sixteen")
+        super().reset_parameters()
+
+
+class PickyReLU(Picky, nn.ReLU):
+    """The same of a layer that labkit knows."""
+
+
+def picky_networks() -> list[nn.Module]:
+    return [
+        nn.Sequential(first, middle, nn.Linear(8, 5))
+        for first, middle in (
+            (nn.Linear(16, 8), PickyReLU(ValueError)),
+            (nn.Linear(16, 8), PickyReLU(RuntimeError)),
+            (nn.Linear(16, 8), PickyReLU(TypeError)),
+            (nn.Linear(16, 8), PickyReLU(AssertionError)),
+            (Resets(16, 8), nn.ReLU()),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "model",
+    picky_networks(),
+    ids=["ValueError", "RuntimeError", "TypeError", "AssertionError", "fresh weights"],
+)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_network_that_raises_at_some_widths_fails_there_and_only_there(
+    blobs: Dataset, model: nn.Module, pooled: bool
+) -> None:
+    pool = concurrent.futures.ThreadPoolExecutor(1) if pooled else None
+    results = search(
+        model=model, data=blobs, widths=[0.5, 1, 2, 4], trials=12, epochs=1, progress=False,
+        executor=pool,
+    )  # fmt: skip
+    if pool is not None:
+        pool.shutdown()
+    table = results.trials
+    assert {"_0: 8", "_0: 16", "_0: 32"} <= set(table["network"])
+    assert (table["failure"].notna() == (table["network"] == "_0: 16")).all()
+    assert table["failure"].dropna().str.contains("sixteen").all()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from labkit.data import Dataset
+from labkit.errors import LabkitError
 from labkit.study.files import write, write_results
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Record
@@ -94,7 +95,7 @@ def test_networks_leave_with_the_front(tmp_path: Path, in_memory: bool) -> None:
     for number in (0, 2):
         assert torch.equal(kept.open(number)(x), model(x))
     if in_memory:
-        with pytest.raises(KeyError):
+        with pytest.raises(LabkitError, match="the network of trial 1 was not kept"):
             kept.open(1)
     else:
         assert saved_networks(tmp_path) == {0, 2}

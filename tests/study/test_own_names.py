@@ -1,17 +1,20 @@
 """Spaces, runners and operators of one's own, named in the tables."""
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.operators import base, operator_of
 from labkit.study.search import Search
+from labkit.transform import get_model, initialise
 
 OWN = """
 import math
@@ -89,6 +92,9 @@ def test_everything_of_ones_own_is_named_in_the_tables(
     assert results.trials["total_flops"][0] in (16 * 8 + 8 + 8 * 5, 16 * 16 + 16 + 16 * 5)
     assert sys.path == path
     assert operator_of(run.experiment.model[2]) is not None
+    task = pickle.dumps(run.experiment.task)
+    del base._modules[type(run.experiment.model[2])]  # as in another process
+    assert [group.width for group in pickle.loads(task).channels.free] == [8]
     with pytest.raises(LabkitError, match="operators: cannot import 'own_things:Nothing'"):
         Search(tables | {"operators": ["own_things:Nothing"]}, data=blobs)
     with pytest.raises(LabkitError, match="expected a subclass of Operator"):
@@ -102,3 +108,34 @@ def test_a_network_without_a_free_width_is_refused_before_it_trains(blobs: Datas
         Search(model=model, data=blobs)
     with pytest.raises(LabkitError, match="config: without one, a search needs model= and data="):
         Search(data=blobs)
+
+
+@pytest.mark.usefixtures("own")
+def test_an_operator_that_was_edited_is_another_study(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    """Since it counts the FLOPs."""
+    tables |= {"model": "own_things:network", "operators": ["own_things:BilinearOperator"]}
+    tables["search"]["search_space"] = {
+        "name": "own_things:Space", "setup": {"by": "name"},
+        "seed": {"default": {"config": {"channel_multiplier": [1, 2]}}},
+    }  # fmt: skip
+    Search(tables, data=blobs, folder=tmp_path / "out")
+    (tmp_path / "own_things.py").write_text(OWN.replace("* read[0][-1]", "* 3"))
+    del sys.modules["own_things"]
+    with pytest.raises(LabkitError, match="operator 'BilinearOperator' changed"):
+        Search(tables, data=blobs, folder=tmp_path / "out")
+
+
+def test_another_checkpoint_under_the_same_name_is_another_study(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    tables |= {"load_name": str(path)}
+    tables["search"]["strategy"]["sw_runner"] = {"basic_evaluation": {}, "basic_computations": {}}
+    save_file(initialise(get_model("jsc-toy"), 0).state_dict(), path)
+    for _ in range(2):
+        Search(tables, data=blobs, folder=tmp_path / "out")
+    save_file(initialise(get_model("jsc-toy"), 1).state_dict(), path)
+    with pytest.raises(LabkitError, match="^load_name: .* which changed"):
+        Search(tables, data=blobs, folder=tmp_path / "out")

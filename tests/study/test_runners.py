@@ -108,6 +108,7 @@ def test_a_metric_may_be_any_kind_of_number(
         (torch.tensor(float("nan")), "expected a finite number"),
         (True, "got True"),
         (1j, "got 1j"),
+        (10**400, "got 1000"),
         ([], r"constant: expected a table of metrics, got \[\]"),
         (ZeroDivisionError("oh"), "constant: ZeroDivisionError: oh"),
     ],
@@ -121,6 +122,29 @@ def test_what_is_no_metric_fails_its_trial_and_is_named(
     assert results.trials["failure"].str.contains(said).all()
     assert {t.record.failure.kind for t in results.records} == {"runner"}
     assert results.front.empty
+
+
+def test_a_scaled_metric_is_finite_too(tables: dict[str, Any], blobs: Dataset) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["metrics"]["total_flops"]["scale"] = 1e308
+    results = search(tables, data=blobs, progress=False)
+    assert results.trials["failure"].str.contains("a scaled metric, or the sum: .* got inf").all()
+
+
+@pytest.mark.parametrize("name", ["seconds", "number", "network", 3])
+def test_a_metric_may_not_be_named_as_a_column(
+    tables: dict[str, Any], blobs: Dataset, name: Any
+) -> None:
+    with pytest.raises(LabkitError, match=f"constant: expected another name .* {name!r}"):
+        register_runner("constant", metrics=[name])
+
+    @register_runner("constant", metrics=["mine"])
+    def constant(candidate: CandidateNetwork, settings: RunnerSettings) -> Any:
+        return {"mine": 1.0, name: 2.0}
+
+    tables["search"]["strategy"]["sw_runner"]["constant"] = {}
+    results = search(tables, data=blobs, progress=False)
+    assert results.trials["failure"].str.contains("constant: expected another name").all()
 
 
 def test_an_objective_that_its_runner_does_not_return_is_named(

@@ -488,3 +488,68 @@ def test_ties_are_what_a_paired_t_test_cannot_tell_apart() -> None:
     assert indistinguishable(base, [0.71, 0.70, 0.70, 0.71, 0.70])
     shifted = [value + shift for value, shift in zip(base, [0.01, 0.011, 0.012, 0.01, 0.011])]
     assert not indistinguishable(base, shifted)  # though the two ranges overlap
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": 2}, "widths: expected a list of multipliers, or layer → list, got 2"),
+        ({"widths": "12"}, "widths: expected a list"),
+        ({"widths": {"seq_blocks_2": 2}}, "widths: expected a list"),
+        ({"objectives": ["accuracy"]}, "objectives: expected metric → 'maximize'"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind_are_refused(
+    blobs: Dataset, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LabkitError, match=message):
+        Search(model=get_model("jsc-toy"), data=blobs, **arguments)
+
+
+def test_widths_may_be_numpys(blobs: Dataset) -> None:
+    offered = [np.arange(1, 3), [np.float32(1), np.float64(2)]]
+    spaces = [Search(model=get_model("jsc-toy"), data=blobs, widths=w).space for w in offered]  # type: ignore[arg-type]
+    assert [list(space.choices.values())[1] for space in spaces] == [[1, 2], [1, 2]]
+
+
+def test_two_searches_in_turn_in_one_folder_are_one_study(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    first, second = (Search(tables, data=blobs, folder=tmp_path, trials=n) for n in (4, 8))
+    first.run(progress=False)
+    results = second.run(progress=False)
+    assert len(results.records) == len(open_study(tmp_path).trials) == 8
+    assert [trial.record for trial in results.records[:4]] == [
+        trial.record for trial in first.results().records
+    ]
+
+
+def test_a_network_that_was_killed_before_its_trial_was_recorded_is_dropped(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    results = search(tables, data=blobs, folder=tmp_path, progress=False)
+    kept = tmp_path / "best" / f"trial_{results.front_trials[0].number}"
+    for suffix in (".json", ".safetensors"):
+        (tmp_path / "best" / f"trial_8{suffix}").write_bytes(kept.with_suffix(suffix).read_bytes())
+    search(tables, data=blobs, folder=tmp_path, progress=False)
+    saved = {path.stem for path in (tmp_path / "best").iterdir()}
+    assert saved == {f"trial_{trial.number}" for trial in results.front_trials}
+
+
+def test_a_network_that_was_not_kept_is_said(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    search(tables, data=blobs, storage=storage, progress=False)
+    results = search(tables, data=blobs, storage=storage, progress=False)
+    with pytest.raises(LabkitError, match="was not kept"):
+        results.best()
+
+
+def test_replicates_of_nothing_are_refused(tables: dict[str, Any], blobs: Dataset) -> None:
+    with pytest.raises(LabkitError, match="no trials yet"):
+        Search(tables, data=blobs).replicate(2, progress=False)
+    for seeds in (0, -1, "2"):
+        with pytest.raises(LabkitError, match="seeds: expected a whole number"):
+            Search(tables, data=blobs).replicate(seeds, progress=False)  # type: ignore[arg-type]

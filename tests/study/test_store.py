@@ -158,6 +158,7 @@ def test_what_labkit_did_not_write_is_refused(
     with pytest.raises(LabkitError, match="holds no study.db"):
         open_study(tmp_path)
     study = optuna.create_study(study_name="s", storage=url, directions=["maximize", "minimize"])
+    study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
     with pytest.raises(LabkitError, match="the study 's' is not one of labkit's"):
         make(tmp_path / "study.db", space)
     del study
@@ -166,6 +167,41 @@ def test_what_labkit_did_not_write_is_refused(
     store.study.add_trial(optuna.trial.create_trial(values=[0.5, 1.0]))
     with pytest.raises(LabkitError, match="trial 0 has no record that labkit wrote"):
         read_trials(store.study)
+
+
+def test_a_study_whose_maker_was_killed_before_it_said_what_it_is_goes_on(
+    space: ChannelMultiplierSpace, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(study_name="s", storage=url, directions=["maximize", "minimize"])
+    run(make(tmp_path / "study.db", space), 2)
+    assert len(make(tmp_path / "study.db", space).trials) == 2
+
+
+def test_a_store_takes_in_what_another_one_added(
+    space: ChannelMultiplierSpace, tmp_path: Path
+) -> None:
+    one, other = (make(tmp_path / "study.db", space) for _ in range(2))
+    run(one, 5)
+    one.add_replicate(one.front[0].number, {"accuracy": 0.5})
+    other.refresh()
+    assert other.trials == one.trials
+    assert other.front == one.front
+    assert other.added_replicates == one.added_replicates
+    asked = [store.ask(1)[0].indices for store in (one, other) for _ in range(4)]
+    assert asked[:4] != asked[4:]
+    run(other, 3)
+    assert [trial.number for trial in read_trials(one.study)] == list(range(8))
+    known = {trial.record.plan: trial.number for trial in reversed(other.trials)}
+    assert all(trial.record.trained_in == known[trial.record.plan] for trial in other.trials)
+
+
+def test_brute_force_over_too_many_networks_is_refused_before_it_begins(tmp_path: Path) -> None:
+    table = {"default": {"config": {"channel_multiplier": [x / 16 for x in range(1, 300)]}}}
+    space = ChannelMultiplierSpace(get_model("jsc-three-linear-layers"), {"by": "name"}, table)
+    assert space.n_configurations > 20_000
+    with pytest.raises(LabkitError, match="too many to enumerate"):
+        make(None, space, sampler="bruteforce")
 
 
 def test_samplers_are_named() -> None:
@@ -243,8 +279,10 @@ def test_a_sampler_that_continues_is_seeded_anew(
 
     monkeypatch.setattr("labkit.study.store.make_sampler", spy)
     run(make(tmp_path / "study.db", space, seed=seed), 3)
-    make(tmp_path / "study.db", space, seed=seed)
-    assert seeds == [seed, second]
+    continued = make(tmp_path / "study.db", space, seed=seed)
+    assert seeds[0] == seed
+    assert seeds[-1] == second
+    assert len(continued.trials) == 3
 
 
 def test_a_file_holds_one_study(space: ChannelMultiplierSpace, tmp_path: Path) -> None:

@@ -256,16 +256,19 @@ def test_what_does_not_stack_says_why(blobs: Dataset, layer: nn.Module, reason: 
 
 
 def halved(module: nn.Module, inputs: Any, output: Any = None) -> Any:
-    """A forward hook, and a hook before one: halves the last that it is given."""
+    """A hook after a forward or backward pass, and one before: halves the last that it is given."""
     return inputs[0] / 2 if output is None else output / 2
 
 
 @pytest.mark.parametrize("where", ["", "seq_blocks", "seq_blocks.5"])
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
 def test_a_network_with_hooks_trains_alone(blobs: Dataset, where: str, register: str) -> None:
     model = get_model("jsc-toy")
     handle = getattr(model.get_submodule(where), register)(halved)
-    with pytest.raises(NotStackable, match=r"(the network|'seq_blocks.*') \(.*forward hook"):
+    with pytest.raises(NotStackable, match=r"(the network|'seq_blocks.*') \(.*a hook"):
         train_stack(model, toy_plans()[:2], blobs)
     handle.remove()
     train_stack(model, toy_plans()[:2], blobs, TrainSettings(max_epochs=1))
