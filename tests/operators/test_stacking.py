@@ -204,6 +204,15 @@ def test_what_cannot_be_stacked_says_why(make: Callable[[], nn.Module], said: st
         Stack(find_channels(copy.deepcopy(model), torch.randn(1, 6)).traced, [model, model])
 
 
+@pytest.mark.parametrize("layer", [nn.MaxPool3d(2), nn.AvgPool3d(2), nn.Dropout3d()])
+def test_volumes_are_not_stacked(layer: nn.Module) -> None:
+    n = layer(torch.zeros(1, 3, 2, 4, 2)).numel()
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(n, 6), nn.ReLU(), nn.Linear(6, 5))
+    channels = find_channels(copy.deepcopy(model), torch.randn(1, 3, 2, 4, 2))
+    with pytest.raises(NotStackable, match=type(layer).__name__):
+        Stack(channels.traced, [model, model])
+
+
 def test_a_layer_that_is_called_twice_is_one() -> None:
     check(ByIndex(again=True), torch.randn(ROWS).double())
 
