@@ -213,6 +213,14 @@ def test_volumes_are_not_stacked(layer: nn.Module) -> None:
         Stack(channels.traced, [model, model])
 
 
+@pytest.mark.parametrize("dim", [2, -1])
+def test_images_side_by_side_are_not_stacked(dim: int) -> None:
+    model = Between(lambda a, b: cut(torch.cat([a, b], dim)), 48, True)
+    channels = find_channels(copy.deepcopy(model), torch.randn(1, *IMAGES[1:]))
+    with pytest.raises(NotStackable, match="does more than concatenate channels"):
+        Stack(channels.traced, [model, model])
+
+
 def test_a_layer_that_is_called_twice_is_one() -> None:
     check(ByIndex(again=True), torch.randn(ROWS).double())
 
