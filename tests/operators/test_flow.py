@@ -27,6 +27,17 @@ class Around(nn.Module):
         return self.head(torch.flatten(self.what(self.stem(x)), 1))
 
 
+class First(nn.Module):
+    """The first of several tensors that a layer returns."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+
 def around(what: Function) -> tuple[nn.Module, Channels]:
     with torch.no_grad():
         n_out = torch.flatten(what(torch.zeros(2, 4, 5, 4)), 1).shape[1]
@@ -46,6 +57,7 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: x.amax((0, 2, 3)).unsqueeze(-1).unsqueeze(-1) * x, (8, 5, 4)),
         (lambda x: x.permute(0, 2, 3, 1) + x.amax((0, 2, 3)), (5, 4, 8)),
         (lambda x: x.amax((0, 1, 2)) - x, (8, 5, 4)),
+        (lambda x: x.amax(2, keepdim=True) * x[:, :, :2], (8, 2, 4)),  # broadcast over space
         (nn.Softmax(1), (8, 5, 4)),
         (lambda x: F.log_softmax(x, dim=2), (8, 5, 4)),
         (nn.MaxPool2d(2), (8, 2, 2)),
@@ -91,12 +103,17 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: x.split([2, 3], dim=2)[1], (8, 3, 4)),
         (lambda x: x.split(2, dim=1)[0], (4, 5, 4)),
         (lambda x: torch.split(x, split_size_or_sections=2, dim=1)[1], (4, 5, 4)),
+        (lambda x: x.split(split_size=2, dim=1)[1], (4, 5, 4)),
+        (lambda x: x.split(split_size=[1, 3], dim=1)[1], (6, 5, 4)),
+        (lambda x: x.transpose(0, 1).chunk(2)[1].transpose(0, 1), (4, 5, 4)),
+        (lambda x: x.transpose(0, 1).split([3, 1])[0].transpose(0, 1), (6, 5, 4)),
         (lambda x: torch.cat((x.split([1, 3], 1)[1], x), 1), (14, 5, 4)),
         (lambda x: x.chunk(4, -3)[3], (2, 5, 4)),
         (lambda x: x.flatten(1).chunk(2, 1)[1], (80,)),  # two channels of 20, each of them twice
         (lambda x: x.flatten(1).split([20, 60], 1)[1], (120,)),
         (lambda x: x.split([1, 0, 3], -3)[2], (6, 5, 4)),
         (lambda x: x[:, 1:3], (4, 5, 4)),
+        (lambda x: x.transpose(0, 1)[1:3].transpose(0, 1), (4, 5, 4)),
         (lambda x: x[:, -1:], (2, 5, 4)),
         (lambda x: x[:, :-1:1], (6, 5, 4)),
         (lambda x: x[:][:, 3:], (2, 5, 4)),
@@ -137,7 +154,9 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
         (lambda x: x[:, ::2], "'getitem'"),
         (lambda x: x[:, 1], "'getitem'"),
         (lambda x: x.chunk(3, 1)[0], "'chunk'"),
+        (lambda x: x.flatten(1).chunk(7, 1)[0], "'chunk'"),  # 12 each, but 8 at last
         (lambda x: x[:, 1:4:2], "'getitem'"),
+        (lambda x: x[:, 0 : x.size(0)], "'getitem'"),
         (lambda x: F.max_pool3d(x.unsqueeze(1), 1), "'max_pool3d'"),
         (lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), "'pad'"),
         (lambda x: F.max_pool2d(x.transpose(1, 3), 2), "'max_pool2d'"),
@@ -146,6 +165,7 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
         (lambda x: x.flatten(1).unflatten(1, (4, 20)), "'unflatten'"),
         (nn.Unflatten(1, (2, 2)), "Unflatten"),
         (nn.LayerNorm((5, 4)), "LayerNorm"),
+        (First(nn.MaxPool2d(2, return_indices=True)), "MaxPool2d"),
     ],
 )
 def test_what_cannot_follow_keeps_its_width_and_is_named(what: Function, reason: str) -> None:

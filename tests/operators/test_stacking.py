@@ -221,6 +221,20 @@ def test_images_side_by_side_are_not_stacked(dim: int) -> None:
         Stack(channels.traced, [model, model])
 
 
+def test_channels_in_different_places_are_not_joined() -> None:
+    class Halves(Between):
+        """What one layer writes, plus what two write side by side."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.whole(x) + torch.cat([self.a(x), self.b(x)], 1))
+
+    model = Halves(torch.add, 12, False)
+    model.whole = nn.Linear(6, 12)
+    channels = find_channels(model, torch.randn(1, 6))
+    with pytest.raises(NotStackable, match="channels that lie in different places"):
+        Stack(channels.traced, candidates(model, channels))
+
+
 def test_a_layer_that_is_called_twice_is_one() -> None:
     check(ByIndex(again=True), torch.randn(ROWS).double())
 
