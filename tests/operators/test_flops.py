@@ -52,6 +52,8 @@ N_IMAGE = 2 * 6 * 5 * 4
         ("contiguous", ROWS, ROWS, 0),
         # Pooling and reductions read everything.
         (nn.MaxPool2d(2), IMAGE, (2, 6, 2, 2), N_IMAGE),
+        (nn.MaxPool1d(3), (2, 6, 9), (2, 6, 3), 2 * 6 * 9),
+        (nn.AvgPool3d(2), (2, 6, 4, 2, 6), (2, 6, 2, 1, 3), 2 * 6 * 4 * 2 * 6),
         (nn.AdaptiveAvgPool2d(1), IMAGE, (2, 6, 1, 1), N_IMAGE),
         (F.avg_pool2d, IMAGE, (2, 6, 2, 2), N_IMAGE),
         (nn.LPPool2d(2, 2), IMAGE, (2, 6, 2, 2), N_IMAGE),

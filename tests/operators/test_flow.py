@@ -27,6 +27,17 @@ class Around(nn.Module):
         return self.head(torch.flatten(self.what(self.stem(x)), 1))
 
 
+class First(nn.Module):
+    """The first of several tensors that a layer returns."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0]
+
+
 def around(what: Function) -> tuple[nn.Module, Channels]:
     with torch.no_grad():
         n_out = torch.flatten(what(torch.zeros(2, 4, 5, 4)), 1).shape[1]
@@ -41,10 +52,19 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (nn.Dropout2d(), (8, 5, 4)),
         (lambda x: x + 1, (8, 5, 4)),
         (lambda x: x.clamp(min=0) / 2, (8, 5, 4)),
+        # Operands of fewer axes are aligned at the last one, whichever comes first.
+        (lambda x: x + x.amax((0, 2, 3))[:, None, None], (8, 5, 4)),
+        (lambda x: x.amax((0, 2, 3)).unsqueeze(-1).unsqueeze(-1) * x, (8, 5, 4)),
+        (lambda x: x.permute(0, 2, 3, 1) + x.amax((0, 2, 3)), (5, 4, 8)),
+        (lambda x: x.amax((0, 1, 2)) - x, (8, 5, 4)),
+        (lambda x: x.amax(2, keepdim=True) * x[:, :, :2], (8, 2, 4)),  # broadcast over space
         (nn.Softmax(1), (8, 5, 4)),
         (lambda x: F.log_softmax(x, dim=2), (8, 5, 4)),
         (nn.MaxPool2d(2), (8, 2, 2)),
         (nn.AdaptiveAvgPool2d((1, 3)), (8, 1, 3)),
+        (lambda x: F.max_pool1d(x.flatten(2), 4), (8, 5)),
+        (lambda x: F.max_pool3d(x.unsqueeze(-1), (2, 2, 1)), (8, 2, 2, 1)),
+        (lambda x: F.avg_pool3d(x.unsqueeze(2), (1, 5, 2)), (8, 1, 1, 2)),
         (lambda x: F.avg_pool2d(x, 3, 1), (8, 3, 2)),
         (nn.ZeroPad2d((1, 0, 0, 2)), (8, 7, 5)),
         (nn.Upsample(scale_factor=3), (8, 15, 12)),
@@ -83,7 +103,23 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: x.split([2, 3], dim=2)[1], (8, 3, 4)),
         (lambda x: x.split(2, dim=1)[0], (4, 5, 4)),
         (lambda x: torch.split(x, split_size_or_sections=2, dim=1)[1], (4, 5, 4)),
+        (lambda x: x.split(split_size=2, dim=1)[1], (4, 5, 4)),
+        (lambda x: x.split(split_size=[1, 3], dim=1)[1], (6, 5, 4)),
+        (lambda x: x.transpose(0, 1).chunk(2)[1].transpose(0, 1), (4, 5, 4)),
+        (lambda x: x.transpose(0, 1).split([3, 1])[0].transpose(0, 1), (6, 5, 4)),
         (lambda x: torch.cat((x.split([1, 3], 1)[1], x), 1), (14, 5, 4)),
+        (lambda x: x.chunk(4, -3)[3], (2, 5, 4)),
+        (lambda x: x.flatten(1).chunk(2, 1)[1], (80,)),  # two channels of 20, each of them twice
+        (lambda x: x.flatten(1).split([20, 60], 1)[1], (120,)),
+        (lambda x: x.split([1, 0, 3], -3)[2], (6, 5, 4)),
+        (lambda x: x[:, 1:3], (4, 5, 4)),
+        (lambda x: x.transpose(0, 1)[1:3].transpose(0, 1), (4, 5, 4)),
+        (lambda x: x[:, -1:], (2, 5, 4)),
+        (lambda x: x[:, :-1:1], (6, 5, 4)),
+        (lambda x: x[:][:, 3:], (2, 5, 4)),
+        (lambda x: x.flatten(1)[:, 20:], (120,)),
+        (lambda x: x[..., 1:, :], (8, 4, 4)),
+        (lambda x: x[:, None, ..., 2], (1, 8, 5)),
         (lambda x: x[:, :, 1], (8, 4)),
         (lambda x: x[:, :, 1:3, None], (8, 2, 1, 4)),
         (lambda x: x[..., 0], (8, 5)),
@@ -118,6 +154,10 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
         (lambda x: x[:, ::2], "'getitem'"),
         (lambda x: x[:, 1], "'getitem'"),
         (lambda x: x.chunk(3, 1)[0], "'chunk'"),
+        (lambda x: x.flatten(1).chunk(7, 1)[0], "'chunk'"),  # 12 each, but 8 at last
+        (lambda x: x[:, 1:4:2], "'getitem'"),
+        (lambda x: x[:, 0 : x.size(0)], "'getitem'"),
+        (lambda x: F.max_pool3d(x.unsqueeze(1), 1), "'max_pool3d'"),
         (lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), "'pad'"),
         (lambda x: F.max_pool2d(x.transpose(1, 3), 2), "'max_pool2d'"),
         (lambda x: x.transpose(1, 2).expand(2, 5, 4, 4).unfold(1, 2, 2), "'unfold'"),
@@ -125,12 +165,59 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
         (lambda x: x.flatten(1).unflatten(1, (4, 20)), "'unflatten'"),
         (nn.Unflatten(1, (2, 2)), "Unflatten"),
         (nn.LayerNorm((5, 4)), "LayerNorm"),
+        (First(nn.MaxPool2d(2, return_indices=True)), "MaxPool2d"),
     ],
 )
 def test_what_cannot_follow_keeps_its_width_and_is_named(what: Function, reason: str) -> None:
     fixed = [group for group in around(what)[1].groups if group.name == "stem"]
     assert fixed[0].unknown
     assert reason in str(fixed[0].fixed)
+
+
+PARTS: dict[str, Function] = {
+    "chunk": lambda x: x.chunk(2, 1)[1],
+    "chunk and all": lambda x: torch.cat([x.chunk(2, 1)[1], x], 1),
+    "chunk of blocks": lambda x: x.flatten(1).chunk(2, 1)[1],
+    "split": lambda x: x.split([1, 3], 1)[1],
+    "split of blocks": lambda x: x.flatten(1).split([20, 60], 1)[1],
+    "split by size": lambda x: x.split(3, 1)[1],
+    "slice": lambda x: x[:, 1:3],
+    "slice from the end": lambda x: x[:, -1:],
+    "slice of blocks": lambda x: x.flatten(1)[:, 20:],
+    "slice of space": lambda x: x[:, :, 1:3, -1],
+    "bias": lambda x: x.permute(0, 2, 3, 1) * x.amax((0, 2, 3)),
+    "shuffle": nn.ChannelShuffle(2),
+    "transpose": lambda x: x.transpose(1, 3),
+    "blocks": lambda x: x.permute(0, 2, 1, 3).flatten(2),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_is_that_of_the_same_channels(name: str) -> None:
+    """Each group of its own width, of copies of its channels: the logits are what they were."""
+    model, channels = around(PARTS[name])
+    model.eval()
+    plan = Plan(tuple((group.name, (i + 2) * group.width) for i, group in enumerate(channels.free)))
+    wider = apply(model, plan, channels=channels, weights="keep").eval()
+    x = torch.randn(2, *X.shape[1:], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(wider(x), model(x))
+
+
+def test_operands_of_fewer_axes_share_the_width() -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bias = self.b(x.mean((2, 3))).amax(0)  # [channels]
+            image = bias.unsqueeze(-1).unsqueeze(-1) + self.a(x)
+            return self.c(image.transpose(1, 3) - bias)
+
+    channels = find_channels(Biased(), X)
+    (group,) = channels.free
+    for side in (channels.outputs["a"], channels.outputs["b"], channels.inputs["c"]):
+        assert side.width_in({group.name: 7}) == 7
 
 
 def test_what_is_broadcast_over_channels_keeps_its_width() -> None:
@@ -196,3 +283,18 @@ def test_a_literal_is_where_it_stands() -> None:
     widths = {group.name: 3 * group.width for group in channels.free}
     values = [side.width_in(widths) for side in found.values()]  # type: ignore[union-attr]
     assert values == [12, 3, 9]
+
+
+def test_the_sizes_of_a_split_follow_the_widths() -> None:
+    def what(x: torch.Tensor) -> torch.Tensor:
+        one, three = x.split([1, 3], 1)
+        return torch.cat([three, one], 1)[:, :3]
+
+    _, channels = around(what)
+    widths = {group.name: (i + 2) * group.width for i, group in enumerate(channels.free)}
+    found = {(lit.node, lit.path): lit.value for lit in channels.literals}
+    sizes = found["split", ("args", 1)]
+    assert isinstance(sizes, tuple)
+    assert [size.width_in(widths) for size in sizes] == list(widths.values())
+    stop = next(value for (node, _), value in found.items() if node.startswith("getitem"))
+    assert stop.width_in(widths) == widths[channels.free[1].name]  # type: ignore[union-attr]

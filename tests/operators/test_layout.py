@@ -37,6 +37,9 @@ def test_flattening_makes_each_channel_a_block() -> None:
     both = lay.product(lay.plain(2), lay.plain(3))
     assert both is not None
     assert (lay.size(both), under(both, 5)) == (6, 6)
+    one = lay.product(lay.plain(5))
+    assert one is not None
+    assert blocks(one) == [(5, 1)]
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,37 @@ def test_what_cannot_be_stacked_says_why(make: Callable[[], nn.Module], said: st
         Stack(find_channels(copy.deepcopy(model), torch.randn(1, 6)).traced, [model, model])
 
 
+@pytest.mark.parametrize("layer", [nn.MaxPool3d(2), nn.AvgPool3d(2), nn.Dropout3d()])
+def test_volumes_are_not_stacked(layer: nn.Module) -> None:
+    n = layer(torch.zeros(1, 3, 2, 4, 2)).numel()
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(n, 6), nn.ReLU(), nn.Linear(6, 5))
+    channels = find_channels(copy.deepcopy(model), torch.randn(1, 3, 2, 4, 2))
+    with pytest.raises(NotStackable, match=type(layer).__name__):
+        Stack(channels.traced, [model, model])
+
+
+@pytest.mark.parametrize("dim", [2, -1])
+def test_images_side_by_side_are_not_stacked(dim: int) -> None:
+    model = Between(lambda a, b: cut(torch.cat([a, b], dim)), 48, True)
+    channels = find_channels(copy.deepcopy(model), torch.randn(1, *IMAGES[1:]))
+    with pytest.raises(NotStackable, match="does more than concatenate channels"):
+        Stack(channels.traced, [model, model])
+
+
+def test_channels_in_different_places_are_not_joined() -> None:
+    class Halves(Between):
+        """What one layer writes, plus what two write side by side."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.whole(x) + torch.cat([self.a(x), self.b(x)], 1))
+
+    model = Halves(torch.add, 12, False)
+    model.whole = nn.Linear(6, 12)
+    channels = find_channels(model, torch.randn(1, 6))
+    with pytest.raises(NotStackable, match="channels that lie in different places"):
+        Stack(channels.traced, candidates(model, channels))
+
+
 def test_a_layer_that_is_called_twice_is_one() -> None:
     check(ByIndex(again=True), torch.randn(ROWS).double())
 

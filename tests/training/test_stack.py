@@ -398,6 +398,25 @@ def test_the_width_of_a_stack_is_what_half_the_free_memory_holds(
     assert 1 < width(2**30) < 2**29 / (64 * 4 * (16 + 5 * 64))
 
 
+def test_the_width_of_a_stack_counts_parameters_activations_and_logits(
+    blobs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 5))
+    channels = find_channels(model)
+    a, b = (group.name for group in channels.free)
+    plans = [Plan(((a, 100), (b, 3))), Plan(((a, 7), (b, 200)))]  # in a stack both become widest
+    parameters = (16 * 100 + 100) + (100 * 200 + 200) + (200 * 5 + 5)
+    activations = 2 * (16 + 100 + 200 + 5)
+    logits = len(blobs.x_val) * 5
+    assert parameters > activations + logits
+    needed = 4 * (4 * parameters + 2 * activations + 4 * logits)  # bytes a candidate
+    settings = TrainSettings(batch_size=2)
+    for free, expected in [(14 * needed, 7), (14 * needed - 1, 6), (2 * needed - 1, 1)]:
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr("labkit.training.stack.psutil.virtual_memory", lambda m=memory: m)
+        assert stack_width(channels, plans, blobs, settings) == expected
+
+
 def built(plans: list[Plan]) -> tuple[list[nn.Module], Any]:
     model = get_model("jsc-toy")
     channels = find_channels(model)

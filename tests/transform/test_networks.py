@@ -26,6 +26,13 @@ from tests.networks import CASES, Inputs, network, outputs
 IDENTITY = {"by": "name", "default": {"config": {"name": None}}}
 
 
+class Image(nn.Module):
+    """`[rows, channels · 6]` → `[rows, channels, 2, 3]`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(x.size(0), -1, 2, 3)
+
+
 def everywhere(multiplier: float) -> dict[str, Any]:
     request = {"config": {"name": "output_only", "channel_multiplier": multiplier}}
     return {"by": "type", "default": request}
@@ -205,6 +212,24 @@ def test_a_narrower_layer_keeps_its_largest_channels() -> None:
     features = model[1](model[0](x))[:, kept].flatten(1)
     columns = model[3].weight.view(3, 4, 9)[:, kept].flatten(1)
     torch.testing.assert_close(new(x), F.linear(features, columns, model[3].bias))
+
+
+def test_a_channel_of_several_features_is_kept_by_all_of_their_weights() -> None:
+    """A linear layer writes four channels of an image, each of 2 × 3 features."""
+    linear, conv = nn.Linear(3, 24), nn.Conv2d(4, 2, 1)
+    model = nn.Sequential(linear, Image(), conv).double()
+    with torch.no_grad():  # the second is the smallest but for one of its features
+        norms = torch.full((4, 6), 2.0).mul_(torch.tensor([1.5, 0.1, 2.0, 1.0])[:, None])
+        norms[1, 0] = 4.5
+        linear.weight.copy_(norms.flatten()[:, None])
+    x = torch.randn(5, 3, dtype=torch.float64)
+    new, _ = scaled(model, one("_0", 0.5), (x,), weights="keep")
+    kept = torch.tensor([0, 2])
+    assert torch.equal(
+        new.get_submodule("0").weight.view(2, 6, 3), linear.weight.view(4, 6, 3)[kept]
+    )
+    images = linear(x).view(5, 4, 2, 3)[:, kept]
+    torch.testing.assert_close(new(x), F.conv2d(images, conv.weight[:, kept], conv.bias))
 
 
 def test_a_fresh_network_is_what_its_seed_says() -> None:

@@ -173,3 +173,12 @@ def test_what_has_no_known_cost_is_said_once() -> None:
         costs = [cost_of(channels).total_flops for _ in range(3)]
     assert costs == [24 + 12] * 3
     assert len(told) == 1
+
+
+def test_a_layer_that_labkit_does_not_know_is_priced_by_its_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(6, 2))
+    with pytest.warns(UserWarning, match=r"no cost is known for '_1' \(RMSNorm\)"):
+        cost = cost_of(model)
+    assert [layer.flops for layer in cost.layers] == [4 * 6, 0, 6 * 2]
+    assert [layer.parameters for layer in cost.layers] == [30, 6, 14]
+    assert cost.parameters == 50
