@@ -196,6 +196,15 @@ def quiet_optuna() -> Iterator[None]:
         yield
 
 
+_labkit = logging.getLogger("labkit")
+_labkit_level = _Setting(lambda: _labkit.level, _labkit.setLevel)
+
+
+def told() -> contextlib.AbstractContextManager[None]:
+    """Lets labkit log what it decides, too, and not just what goes wrong."""
+    return _labkit_level.changed(lambda _: logging.INFO)
+
+
 @contextlib.contextmanager
 def ctrl_c_stops(stop: Callable[[], object]) -> Iterator[None]:
     """Lets Ctrl-C ask for an end, by calling `stop`, and never interrupt in the middle.

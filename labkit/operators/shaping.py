@@ -197,7 +197,10 @@ class Cat(Moving):
     functions = (torch.cat, torch.concat)
 
     def flow(self, call: Call) -> Any:
-        parts = [call.axes[part] for part in call.argument(0, "tensors")]
+        given = call.argument(0, "tensors")  # one node where they come as a tuple, as of a chunk
+        parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
+        if not all(isinstance(part, list) for part in parts):
+            return None
         first, *others = parts
         dim = call.argument(1, "dim", 0) % len(first)
         for other in others:
@@ -207,8 +210,10 @@ class Cat(Moving):
         together = tuple(term for part in parts for term in part[dim])
         return [together if i == dim else axis for i, axis in enumerate(first)]
 
-    def stacked(self, stack: StackBuilder, node: Node) -> Stacked:
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         stack.inputs(node)
+        if isinstance(argument(node, 0, "tensors"), Node):
+            return None
         parts = [stack.tensors[part] for part in argument(node, 0, "tensors")]
         dim = argument(node, 1, "dim", 0) % len(node.meta["shape"])
         spatial = parts[0].spatial

@@ -284,6 +284,7 @@ class SearchPanel(LivePanel):
                 runtime.threads(spare=1),
                 # A cell that computes hands Python's lock over sooner: Stop answers.
                 runtime.switch_interval(0.0005),
+                runtime.told(),
                 _LogLines(self._say),
             ):
                 results = self._launched.run(progress=False)

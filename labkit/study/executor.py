@@ -162,7 +162,7 @@ class LocalExecutor(Executor):
                 together, alone = step_seconds(networks, task.channels, task.data, task.settings)
                 self._stackable = together <= alone
                 if not self._stackable:
-                    log.warning(
+                    log.info(
                         "networks train one by one: a step of %d takes %.3g s so, and %.3g s in "
                         "a stack", len(networks), alone, together,
                     )  # fmt: skip

@@ -38,16 +38,22 @@ def session(
     Raises:
         LabkitError: Another process is writing the folder.
     """
-    # Log lines go above the bar, by whatever the user has set up, or else to the screen.
-    logger = logging.root if logging.root.handlers else logging.getLogger("labkit")
     with (
         _locked(folder),
         runtime.ctrl_c_stops(stop),
         runtime.kept_memory(),
-        logging_redirect_tqdm([logger]) if progress else contextlib.nullcontext(),
+        _above_the_bar() if progress else contextlib.nullcontext(),
         tqdm(total=total, initial=done, disable=not progress, unit=unit) as bar,
     ):
         yield bar
+
+
+@contextlib.contextmanager
+def _above_the_bar() -> Iterator[None]:
+    """Shows log lines above a bar, by whatever the user has set up, or else on the screen."""
+    logger = logging.root if logging.root.handlers else logging.getLogger("labkit")
+    with runtime.told(), logging_redirect_tqdm([logger]):
+        yield
 
 
 @contextlib.contextmanager

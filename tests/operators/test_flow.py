@@ -97,6 +97,7 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: torch.sum(x, 1), (5, 4)),
         (lambda x: torch.amax(x, 1, keepdim=True), (1, 5, 4)),
         (lambda x: torch.cat([x, x], 1), (16, 5, 4)),
+        (lambda x: torch.cat(x.chunk(2, 1), 1), (8, 5, 4)),
         (lambda x: torch.cat([x, x], -1), (8, 5, 8)),
         (lambda x: x.chunk(2, 1)[0], (4, 5, 4)),
         (lambda x: torch.chunk(x, 2, dim=2)[1], (8, 2, 4)),

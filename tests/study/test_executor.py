@@ -85,6 +85,7 @@ def test_one_by_one_where_that_is_faster(
     task: Task, stacks: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "step_seconds", lambda *_: (0.5, 0.25))
+    caplog.set_level("INFO", "labkit")
     local = LocalExecutor()
     assert local.stacks
     check(task, list(local.run(task, CANDIDATES)))
