@@ -2,7 +2,6 @@
 
 import html
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ from labkit.show.layers import network_drawing
 from labkit.show.style import AXIS_TITLES
 from labkit.show.tables import compare, html_table
 from labkit.study.config import Sampler, SearchConfig
-from labkit.transform import Channels, channel_groups, cost_of, find_channels, resolve
+from labkit.transform import Channels, channel_groups, cost_of, find_channels, resolution_of
 
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
 # The browser computes with percents of the range. Over a range of 8 they are exact; over another
@@ -108,8 +107,7 @@ class LayerExplorer(ipw.VBox):
 
     def _redraw(self, _: object = None) -> None:
         try:
-            with warnings.catch_warnings(action="ignore"):  # of what the notes say
-                resolution = resolve(self._channels, self.pass_config)
+            resolution = resolution_of(self._channels, self.pass_config)
         except LabkitError as error:
             self.totals.value = message([error])
             return

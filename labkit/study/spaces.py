@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -15,12 +14,10 @@ from labkit.operators import scalable_modules
 from labkit.study.space import SearchSpaceBase, register_space
 from labkit.transform import (
     ChannelGroup,
-    Channels,
     Plan,
-    SkippedRequest,
     find_layer,
     layer_nodes,
-    resolve,
+    resolution_of,
 )
 from labkit.transform.graph import operator_name
 from labkit.transform.plan import REQUEST_KEYS, SIDES
@@ -83,7 +80,7 @@ class _LayerSpace(SearchSpaceBase):
                     )
 
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
-        return _resolve_quietly(self.channels, pass_config, self.kinds)
+        return resolution_of(self.channels, pass_config, kinds=self.kinds).plan
 
 
 @register_space("transform/linear_channel_multiplier")
@@ -153,16 +150,7 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         return choices
 
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
-        return _resolve_quietly(self.channels, pass_config, scalable_modules())
-
-
-def _resolve_quietly(
-    channels: Channels, pass_config: Mapping[str, Any], kinds: tuple[type[nn.Module], ...]
-) -> Plan:
-    with warnings.catch_warnings():
-        # A search asks thousands of times; the plan itself says what was skipped.
-        warnings.simplefilter("ignore", SkippedRequest)
-        return resolve(channels, pass_config, kinds=kinds).plan
+        return resolution_of(self.channels, pass_config).plan
 
 
 def _by_type(setup: Mapping[str, Any]) -> bool:

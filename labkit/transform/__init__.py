@@ -29,4 +29,5 @@ from labkit.transform.models import get_model as get_model
 from labkit.transform.plan import Plan as Plan
 from labkit.transform.plan import Resolution as Resolution
 from labkit.transform.plan import SkippedRequest as SkippedRequest
+from labkit.transform.plan import resolution_of as resolution_of
 from labkit.transform.plan import resolve as resolve

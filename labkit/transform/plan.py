@@ -252,6 +252,20 @@ def resolve(
             labkit does not know what it does to channels.
     """
     channels = find_channels(model, example_input)
+    resolution = resolution_of(channels, pass_config, strict=strict, kinds=kinds)
+    for sentence in resolution.skipped:
+        warnings.warn(sentence, SkippedRequest, stacklevel=3)
+    return resolution
+
+
+def resolution_of(
+    channels: Channels,
+    pass_config: PassConfig,
+    *,
+    strict: bool = False,
+    kinds: tuple[type[nn.Module], ...] | None = None,
+) -> Resolution:
+    """Returns what `resolve` does, without a warning: the resolution says what was skipped."""
     widths = {group.name: group.width for group in channels.free}
     decided_by: dict[str, str] = {}
     skipped: list[str] = []
@@ -270,5 +284,4 @@ def resolve(
         if strict or (group.unknown and request.named):
             raise LabkitError(f"{request}: the width must stay {reason}")
         skipped.append(f"{request}: skipped, the width stays {reason}")
-        warnings.warn(skipped[-1], SkippedRequest, stacklevel=3)
     return Resolution(Plan(tuple(widths.items())), decided_by, tuple(skipped))
