@@ -126,7 +126,10 @@ def load_best(
             f"number: trial {number} is not on the front; expected one of {sorted(saved)}"
         )
     if model is None:
-        model = get_model(load_config(folder / "config.toml").model)
+        try:
+            model = get_model(load_config(folder / "config.toml").model)
+        except LabkitError as error:
+            raise LabkitError(f"{error}; a module of one's own is given by model=") from error
     chosen = described[number]
     example = torch.zeros(1, *chosen["input_shape"])
     network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example)

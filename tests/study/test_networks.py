@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from labkit.errors import LabkitError
+from labkit.study.config import load_config, simple_tables
+from labkit.study.files import write_config
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Record
 from labkit.transform import Plan, apply, find_channels
@@ -71,4 +73,13 @@ def test_what_leaves_the_front_leaves_no_file(tmp_path: Path) -> None:
     assert names == ["trial_1.json", "trial_1.safetensors"]
     kept.drop_others([])
     with pytest.raises(LabkitError, match="holds no trained networks"):
+        load_best(tmp_path)
+
+
+def test_a_module_of_ones_own_has_to_be_given(tmp_path: Path) -> None:
+    keep(tmp_path, 0.5)
+    write_config(load_config({"model": "Net", "dataset": "rows", **simple_tables([1])}), tmp_path)
+    with pytest.raises(
+        LabkitError, match="unknown network 'Net'.*; a module of one's own is given"
+    ):
         load_best(tmp_path)
