@@ -79,7 +79,5 @@ def test_what_leaves_the_front_leaves_no_file(tmp_path: Path) -> None:
 def test_a_module_of_ones_own_has_to_be_given(tmp_path: Path) -> None:
     keep(tmp_path, 0.5)
     write_config(load_config({"model": "Net", "dataset": "rows", **simple_tables([1])}), tmp_path)
-    with pytest.raises(
-        LabkitError, match="unknown network 'Net'.*; a module of one's own"
-    ):
+    with pytest.raises(LabkitError, match="unknown network 'Net'.*; a module of one's own"):
         load_best(tmp_path)
