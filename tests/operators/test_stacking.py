@@ -194,7 +194,7 @@ def normed() -> nn.Module:
         (lambda: Between(lambda a, b: a.sqrt() + b, 6, False), "not smooth at zero"),
         (lambda: Between(lambda a, b: a / b, 6, False), "not smooth at zero"),
         (shared, "'2' shares its weight with another layer"),
-        (hooked, "'1' .ReLU. has a forward hook"),
+        (hooked, "'1' .ReLU. has a hook"),
         (normed, "'0' has a parametrized weight"),
     ],
 )
