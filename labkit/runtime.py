@@ -182,6 +182,31 @@ def kept_memory() -> contextlib.AbstractContextManager[None]:
     return _freed_memory.changed(lambda _: True)
 
 
+_generator = threading.RLock()  # PyTorch's own generator of random numbers is the process's
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws from PyTorch's generator as from a seed, one thread at a time; it is left as it was."""
+    with _generator, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def seeded_training(seed: int) -> Iterator[None]:
+    """The same for what takes long: other threads may draw meanwhile, but none within `seeded`."""
+    with contextlib.ExitStack() as stack:
+        with _generator:
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            with _generator:
+                stack.close()
+
+
 _optuna = logging.getLogger("optuna")
 _optuna_level = _Setting(lambda: _optuna.level, _optuna.setLevel)
 

@@ -58,7 +58,11 @@ class Task:
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the network of a candidate, on the device of the data, ready to train."""
-        network = apply(self.model, candidate.plan, channels=self.channels, weights=self.weights)
+        # With a seed it draws in one thread at a time: what another one draws is not disturbed.
+        network = apply(
+            self.model, candidate.plan, channels=self.channels, weights=self.weights,
+            seed=candidate.seed,
+        )  # fmt: skip
         if self.weights == "fresh":
             initialise(network, candidate.seed)
         return network.to(self.data.x_train.device)

@@ -84,7 +84,7 @@ class FrontNetworks:
                 "train it; search with a folder to keep the front's networks"
             )
         plan, weights = self._in_memory[number]
-        network = apply(self._model, plan, channels=self._channels)
+        network = apply(self._model, plan, channels=self._channels, seed=0)
         network.load_state_dict(weights)
         return network.eval()
 
@@ -132,6 +132,6 @@ def load_best(
             raise LabkitError(f"{error}; a module of one's own is given by model=") from error
     chosen = described[number]
     example = torch.zeros(1, *chosen["input_shape"])
-    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example)
+    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example, seed=0)
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")
     return network.eval()

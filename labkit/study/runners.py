@@ -59,7 +59,7 @@ class CandidateNetwork:
         trained = next(iter(self.outcomes), None)
         if trained is not None and trained.network is not None:
             return trained.network
-        network = apply(self.original, self.plan, channels=self.channels)
+        network = apply(self.original, self.plan, channels=self.channels, seed=0)
         if trained is not None:
             network.load_state_dict(trained.weights)
         return network.to(self.data.x_train.device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
-from labkit.runtime import kept_memory
+from labkit.runtime import kept_memory, seeded_training
 from labkit.training.metrics import Metrics, by_network, divergence, logits_of, scores, stops_early
 from labkit.training.settings import TrainSettings, epoch_order, make_optimizer, make_scheduler
 
@@ -94,8 +94,7 @@ def fit(
     scheduler = make_scheduler(optimizer, len(x), settings)
     trained = [Trained(model) for model in learner.models]
     running = list(range(len(trained)))
-    with kept_memory(), torch.random.fork_rng():
-        torch.manual_seed(seeds[0])  # Dropout draws from the global generator
+    with kept_memory(), seeded_training(seeds[0]):  # Dropout draws from the global generator
         while running:
             network.train()
             loss_sum, right = torch.zeros(2, len(trained), dtype=torch.float64, device=x.device)

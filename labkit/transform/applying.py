@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from typing import Literal as OneOf
 
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -21,6 +20,7 @@ from torch.fx import GraphModule, Node
 from labkit.errors import LabkitError
 from labkit.operators.base import operator_of
 from labkit.operators.nodes import describe
+from labkit.runtime import seeded
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, layer_nodes, trace
 from labkit.transform.groups import Channels, Side, copies, inexact
@@ -71,7 +71,7 @@ def apply(
     chosen = copies(channels, widths, model if keep else None)
     new_model = copy.deepcopy(model)
     done = set()  # a shared module is called more than once
-    with _seeded(seed):
+    with contextlib.nullcontext() if seed is None else seeded(seed):
         for node, module in layer_nodes(channels.traced):
             operator = operator_of(module)
             if operator is None or operator.sides(module) is None or module in done:
@@ -149,15 +149,6 @@ def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
     return type(value)(inner if i == key else item for i, item in enumerate(value))
 
 
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Draws from a seed, and leaves PyTorch's generator as it was; `None` draws from that one."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
-
-
 def initialise(model: nn.Module, seed: int) -> nn.Module:
     """Gives every layer the weights that PyTorch starts it with, from a seed; in place.
 
@@ -168,7 +159,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     Returns:
         The same network.
     """
-    with _seeded(seed):
+    with seeded(seed):
         for module in model.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

@@ -311,3 +311,14 @@ def test_a_network_that_raises_at_some_widths_fails_there_and_only_there(
     assert {"_0: 8", "_0: 16", "_0: 32"} <= set(table["network"])
     assert (table["failure"].notna() == (table["network"] == "_0: 16")).all()
     assert table["failure"].dropna().str.contains("sixteen").all()
+
+
+def test_threads_that_build_do_not_disturb_each_others_weights(task: Task) -> None:
+    """PyTorch's generator is one for the process; weights are drawn from it."""
+    wanted = [task.build(candidate).state_dict() for candidate in CANDIDATES]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(10):
+            built = pool.map(task.build, CANDIDATES * 8)
+            for network, expected in zip(built, wanted * 8):
+                for name, tensor in network.state_dict().items():
+                    assert torch.equal(tensor, expected[name])
