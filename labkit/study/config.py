@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,14 +146,18 @@ class SearchConfig(_Table):
             )
         return self
 
-    def runners(
-        self, kind: Literal["sw_runner", "hw_runner"]
-    ) -> dict[str, tuple[Runner, RunnerSettings]]:
-        """Returns name → the runner and its settings, of the software or of the hardware runners.
+    # Checked once: a search asks for them at every network.
+    @functools.cached_property
+    def software(self) -> dict[str, tuple[Runner, RunnerSettings]]:
+        """Name → the runner and its settings, of the software runners."""
+        return self._runners("sw_runner")
 
-        Raises:
-            LabkitError: No runner has that name, or its settings are wrong.
-        """
+    @functools.cached_property
+    def hardware(self) -> dict[str, tuple[Runner, RunnerSettings]]:
+        """Name → the runner and its settings, of the hardware runners."""
+        return self._runners("hw_runner")
+
+    def _runners(self, kind: str) -> dict[str, tuple[Runner, RunnerSettings]]:
         runners = {}
         for name, table in getattr(self.search.strategy, kind).items():
             key = f"search.strategy.{kind}.{name}"
@@ -168,18 +173,18 @@ class SearchConfig(_Table):
     @property
     def all_runners(self) -> dict[str, tuple[Runner, RunnerSettings]]:
         """Name → the runner and its settings."""
-        return self.runners("sw_runner") | self.runners("hw_runner")
+        return self.software | self.hardware
 
     @property
     def training(self) -> BasicTrainSettings | None:
         """How candidates are trained; `None` where the search does not train."""
-        _, settings = self.runners("sw_runner").get("basic_train", (None, None))
+        _, settings = self.software.get("basic_train", (None, None))
         return settings if isinstance(settings, BasicTrainSettings) else None
 
     @property
     def computations(self) -> BasicComputationsSettings:
         """How FLOPs are counted."""
-        _, settings = self.runners("sw_runner").get("basic_computations", (None, None))
+        _, settings = self.software.get("basic_computations", (None, None))
         if isinstance(settings, BasicComputationsSettings):
             return settings
         return BasicComputationsSettings()

@@ -153,8 +153,8 @@ class Experiment:
         )  # fmt: skip
         objectives = self.config.search.strategy.metrics
         try:
-            software = measure(network, self.config.runners("sw_runner"))
-            hardware = measure(network, self.config.runners("hw_runner"))
+            software = measure(network, self.config.software)
+            hardware = measure(network, self.config.hardware)
             measured = software | hardware
             if missing := [name for name in objectives if name not in measured]:
                 raise LabkitError(f"{missing[0]}: no runner returned this metric")

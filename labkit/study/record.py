@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 from torch import nn
 
+from labkit.errors import LabkitError
 from labkit.transform.plan import Plan
 
 Metrics = dict[str, float]
@@ -45,8 +46,6 @@ class Failure(BaseModel):
     @classmethod
     def of(cls, kind: FailureKind, error: BaseException) -> Failure:
         """Returns an error as a failure; its type is named where it is not labkit's own."""
-        from labkit.errors import LabkitError
-
         own = isinstance(error, LabkitError)
         return cls(kind=kind, message=str(error) if own else f"{type(error).__name__}: {error}")
 

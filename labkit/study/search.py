@@ -241,10 +241,11 @@ class Search:
         """Records a trial; the network of one that belongs on the front is kept before."""
         values = self.experiment.values(record)
         number = len(self.store.trials)
-        if outcomes and values is not None and self.store.is_on_front(values):
+        joins = bool(outcomes) and values is not None and self.store.is_on_front(values)
+        if joins:
             self._networks.keep(number, record, outcomes[0].weights)
         self.store.tell(proposal, record, values)
-        if outcomes:
+        if joins:  # which may have pushed others off
             self._networks.drop_others(trial.number for trial in self.store.front)
         if record.failure is not None and record.trained_in in (None, number):
             log.warning("trial %d failed: %s", number, record.failure.message)

@@ -7,7 +7,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from torch import nn
@@ -20,8 +20,6 @@ from labkit.transform.groups import Channels
 from labkit.transform.plan import Plan
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
-SEED = "search.search_space.seed"
-Options = TypeVar("Options")
 MAX_ENUMERATED = 20_000  # configurations; a few seconds
 
 

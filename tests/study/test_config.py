@@ -14,7 +14,7 @@ from tests.conftest import REFERENCE_TOML, ROOT
 
 def test_the_references_file_is_taken_unchanged() -> None:
     config = load_config(REFERENCE_TOML)
-    train = config.runners("sw_runner")["basic_train"][1].model_dump()
+    train = config.software["basic_train"][1].model_dump()
     assert train["max_epochs"] == 10
     assert train["learning_rate"] == 1e-4
     assert train["num_samples"] == 1_000_000
@@ -39,7 +39,7 @@ def test_top_level_values_stand_in_for_a_runners_own(tables: dict[str, Any]) -> 
     own = tables["search"]["strategy"]["sw_runner"]["basic_train"]
     del own["max_epochs"], own["learning_rate"]
     tables |= {"max_epochs": 3, "batch_size": 64, "learning_rate": 0.5}
-    train = load_config(tables).runners("sw_runner")["basic_train"][1].model_dump()
+    train = load_config(tables).software["basic_train"][1].model_dump()
     assert (train["max_epochs"], train["batch_size"], train["learning_rate"]) == (3, 64, 0.5)
 
 
@@ -48,7 +48,7 @@ def test_overrides_reach_every_place(tables: dict[str, Any]) -> None:
     config = before.replace(n_trials=3, max_epochs=7, seed=9)
     assert before == load_config(tables)
     assert config.search.strategy.setup.n_trials == 3
-    assert config.runners("sw_runner")["basic_train"][1].model_dump()["max_epochs"] == 7
+    assert config.software["basic_train"][1].model_dump()["max_epochs"] == 7
     assert (config.max_epochs, config.seed) == (7, 9)
     with pytest.raises(LabkitError, match="n_trials: expected greater than or equal to 1, got 0"):
         config.replace(n_trials=0)
