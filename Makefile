@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-EXTRAS = lab,test,dev,jets
+EXTRAS = lab,cluster,test,dev,jets
 SAMPLE ?= 60
 SEED ?= 0
 
@@ -44,6 +44,8 @@ mutants: .venv/installed-for-tests
 	$(PIP) --editable '.[$(EXTRAS)]'
 	@command -v chromium google-chrome >/dev/null || apt-get install --yes --quiet chromium \
 		|| echo "Install Chromium to run the tests that need a browser; they are skipped now."
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || apt-get install --yes --quiet postgresql \
+		|| echo "Install PostgreSQL to run the tests of several drivers; they are skipped now."
 	touch $@
 
 # torch apart: of the versions that are allowed, the one that the others are tested with.
@@ -51,7 +53,7 @@ lowest: .venv/installed-for-tests
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --no-deps "$$(grep ^torch== constraints.txt)"
 	.venv/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
-		--editable '.[lab,test]'
+		--editable '.[lab,cluster,test]'
 	.venv-lowest/bin/python -m pytest -o addopts="--strict-markers -ra" -m 'not slow' tests
 
 lock:

@@ -14,7 +14,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
 NOT_ON_CONDA = {"fastjet", "jupyterlab-optuna", "pythia8mc", "thop", "torch-pruning"}
-EXTRAS = {"lab": "for notebooks", "test": "for `make test`", "dev": "for its checks", "jets": ""}
+EXTRAS = {
+    "lab": "for notebooks",
+    "cluster": "for many machines",
+    "test": "for `make test`",
+    "dev": "for its checks",
+    "jets": "",
+}
 
 
 def environment() -> str:
