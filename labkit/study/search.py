@@ -240,13 +240,14 @@ class Search:
     def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> None:
         """Records a trial; the network of one that belongs on the front is kept before."""
         values = self.experiment.values(record)
-        number = len(self.store.trials)
-        joins = bool(outcomes) and values is not None and self.store.is_on_front(values)
-        if joins:
-            self._networks.keep(number, record, outcomes[0].weights)
-        self.store.tell(proposal, record, values)
-        if joins:  # which may have pushed others off
-            self._networks.drop_others(trial.number for trial in self.store.front)
+        with self.store.turn():
+            number = len(self.store.trials)
+            joins = bool(outcomes) and values is not None and self.store.is_on_front(values)
+            if joins:
+                self._networks.keep(number, record, outcomes[0].weights)
+            self.store.tell(proposal, record, values)
+            if joins:  # which may have pushed others off
+                self._networks.drop_others(trial.number for trial in self.store.front)
         if record.failure is not None and record.trained_in in (None, number):
             log.warning("trial %d failed: %s", number, record.failure.message)
         self._bar.update()

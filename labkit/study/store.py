@@ -8,10 +8,11 @@ into the space's ordered lists, which TPE and QMC make use of.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -263,6 +264,15 @@ class Store:
             self._memory.tell(asked.trial, values, state)
         self._add(trial)
         return trial
+
+    def claim(self, plan: Plan) -> bool:
+        """Returns whether this search is to train a network; otherwise another one is at it."""
+        return True
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keeps the numbers of trials from changing, while one is numbered and recorded."""
+        yield
 
     def is_on_front(self, values: Sequence[float]) -> bool:
         """Returns whether no trial dominates these values."""
