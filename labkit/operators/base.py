@@ -206,7 +206,7 @@ class Operator:
 
         Returns:
             By default `flops_each` for each element; `None` where this is not known: it then counts
-            as 0, with a warning.
+            as 0, and `Cost.unknown` names it.
         """
         return None if self.flops_each is None else self.flops_each * math.prod(written)
 

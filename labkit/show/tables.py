@@ -39,7 +39,7 @@ def layer_table(
     Returns:
         A table indexed by fx name with the columns type, in, out (channels; missing where a layer
         has none), group (of the channels that it puts out; see `find_channels`), parameters,
-        flops, bitops, and share (of all FLOPs, 0 to 1).
+        flops, bitops, and share (of all FLOPs, 0 to 1): missing where labkit does not know them.
 
     Example:
         >>> channels = find_channels(model)
@@ -62,9 +62,9 @@ def layer_table(
                 "out": None if after is None else after.width_in(widths),
                 "group": "" if after is None else ", ".join(g.name for g in after.groups),
                 "parameters": layer.parameters,
-                "flops": layer.flops,
-                "bitops": layer.bitops,
-                "share": layer.flops / max(cost.total_flops, 1),
+                "flops": layer.flops if layer.known else None,
+                "bitops": layer.bitops if layer.known else None,
+                "share": layer.flops / max(cost.total_flops, 1) if layer.known else None,
             }
         )
     sums = {"parameters": cost.parameters, "flops": cost.total_flops, "bitops": cost.total_bitops}

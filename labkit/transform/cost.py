@@ -43,7 +43,7 @@ from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.operators.base import Shape, operator_of
-from labkit.operators.nodes import describe, is_shape, module_of
+from labkit.operators.nodes import is_shape, module_of
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, example_input_for, trace
 from labkit.transform.groups import Channels, Side
@@ -65,6 +65,7 @@ class LayerCost:
         bitops: `flops` × the product of the operand precisions.
         parameters: Its parameters.
         activations: The elements that it puts out.
+        known: Whether labkit knows what it costs; otherwise its FLOPs and bitops are 0.
     """
 
     name: str
@@ -73,6 +74,7 @@ class LayerCost:
     bitops: int
     parameters: int
     activations: int
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class Cost:
     def total_bitops(self) -> int:
         """Bitops of all layers."""
         return sum(layer.bitops for layer in self.layers)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The layers of which labkit does not know what they cost, in words: they count as 0."""
+        return tuple(f"'{each.name}' ({each.type})" for each in self.layers if not each.known)
 
 
 class Counting(NamedTuple):
@@ -134,11 +141,8 @@ class Counting(NamedTuple):
         written = counted[node.name]
         read = [counted[n.name] for n in node.all_input_nodes if n.name in counted] or [written]
         forward = None if operator is None else operator.flops(node, module, read, written)
-        if forward is None:
-            forward = 0
-            warnings.warn(f"no cost is known for {describe(node)}; it counts as 0", stacklevel=4)
         passes = 1 if self.convention == "inference" else 3 if is_product else 2
-        flops = passes * forward * self.batch_size // TRACED_ROWS
+        flops = passes * (forward or 0) * self.batch_size // TRACED_ROWS
         return LayerCost(
             name=node.name,
             type=node.name if module is None else type(module).__name__,
@@ -146,6 +150,7 @@ class Counting(NamedTuple):
             bitops=flops * self.precision ** (2 if parameters else 1),
             parameters=parameters,
             activations=math.prod(shapes[node.name]) * self.batch_size // TRACED_ROWS,
+            known=forward is not None,
         )
 
     def total(self, layers: Iterable[LayerCost], parameters: int) -> Cost:
@@ -227,7 +232,15 @@ def total_cost(
         counting.price(node, shapes, old_shapes, _n_parameters(module_of(node)))
         for node in _calls(traced)
     )
-    return counting.total(layers, _n_parameters(model))
+    cost = counting.total(layers, _n_parameters(model))
+    _warn_of_unknown(cost)
+    return cost
+
+
+def _warn_of_unknown(cost: Cost) -> None:
+    if cost.unknown:
+        names = ", ".join(cost.unknown)
+        warnings.warn(f"no cost is known for {names}; it counts as 0", stacklevel=3)
 
 
 def cost_of(
@@ -263,7 +276,8 @@ def cost_of(
     channels = find_channels(channels, example_input)
     widths = widths_of(channels, plan)
     by_counting = _prices.setdefault(channels, {})
-    if counting not in by_counting:
+    is_first = counting not in by_counting
+    if is_first:
         by_counting[counting] = [
             _Priced(node, channels, counting) for node in _calls(channels.traced)
         ]
@@ -275,7 +289,10 @@ def cost_of(
         if each.resized is not None and each.resized not in counted:
             counted.add(each.resized)
             parameters += layer.parameters - each.own_parameters
-    return counting.total(layers, parameters)
+    cost = counting.total(layers, parameters)
+    if is_first:  # a search asks thousands of times
+        _warn_of_unknown(cost)
+    return cost
 
 
 class _Priced:

@@ -78,3 +78,22 @@ def test_tables_for_pages() -> None:
     assert html_table(table.head(0)).count("<td>") == 0
     for cell in ("1,234", "", "0.5000", "2.0000", "&lt;b&gt;"):
         assert f"<td>{cell}</td>" in shown
+
+
+@pytest.mark.filterwarnings("ignore:no cost is known")
+def test_a_cost_that_is_not_known_is_missing_and_not_zero() -> None:
+    class Sorts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).cumsum(1)
+
+    for table, flops in (
+        (layer_table(Sorts()), "flops"),
+        (compare(Sorts(), None), ("flops", "after")),
+    ):
+        assert table[flops].isna().to_list() == [False, True, False]
+        assert table[flops]["total"] == 24
+        assert "<td></td>" in html_table(table)

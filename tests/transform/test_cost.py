@@ -104,6 +104,7 @@ def test_an_operator_without_a_cost_is_said() -> None:
     with pytest.warns(UserWarning, match="no cost is known for 'cumsum'"):
         cost = total_cost(Sorts(), example_input=torch.zeros(1, 3))
     assert cost.total_flops == 0
+    assert cost.unknown == ("'cumsum' (cumsum)",)
 
 
 def test_convolutions_agree_with_pytorchs_counter() -> None:

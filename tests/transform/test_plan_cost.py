@@ -173,6 +173,7 @@ def test_what_has_no_known_cost_is_said_once() -> None:
         costs = [cost_of(channels).total_flops for _ in range(3)]
     assert costs == [24 + 12] * 3
     assert len(told) == 1
+    assert cost_of(channels).unknown == ("'cumsum' (cumsum)",)
 
 
 def test_a_layer_that_labkit_does_not_know_is_priced_by_its_parameters() -> None:
