@@ -7,11 +7,12 @@ import numbers
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.checks import Table, checked, readable
+from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.study.record import Direction
 from labkit.study.runners import (
     RUNNERS,
@@ -30,11 +31,7 @@ Widths = Sequence[float] | Mapping[str, Sequence[float]]
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SpaceTable(_Table):
+class SpaceTable(Table):
     """`[search.search_space]`: the name of a space, and its own two tables."""
 
     name: str
@@ -42,7 +39,7 @@ class SpaceTable(_Table):
     seed: dict[str, Any]
 
 
-class SetupTable(_Table):
+class SetupTable(Table):
     """`[search.strategy.setup]`.
 
     Attributes:
@@ -70,14 +67,14 @@ class SetupTable(_Table):
         return self
 
 
-class MetricTable(_Table):
+class MetricTable(Table):
     """`[search.strategy.metrics.NAME]`: an objective."""
 
     scale: float = Field(1.0, allow_inf_nan=False)
     direction: Direction
 
 
-class StrategyTable(_Table):
+class StrategyTable(Table):
     """`[search.strategy]`. `eval_mode` is read and has no effect: runners set the mode."""
 
     name: Literal["optuna"] = "optuna"
@@ -88,14 +85,14 @@ class StrategyTable(_Table):
     metrics: dict[str, MetricTable] = Field(min_length=1)
 
 
-class SearchTable(_Table):
+class SearchTable(Table):
     """`[search]`."""
 
     search_space: SpaceTable
     strategy: StrategyTable
 
 
-class SearchConfig(_Table):
+class SearchConfig(Table):
     """A whole configuration. The keys at the top are the reference's.
 
     Attributes:
@@ -164,10 +161,7 @@ class SearchConfig(_Table):
             runner = get_runner(key, name)
             trains = issubclass(runner.settings, TrainSettings)
             defaults = {option: getattr(self, option) for option in INHERITED} if trains else {}
-            try:
-                runners[name] = runner, runner.settings.model_validate(defaults | table)
-            except ValidationError as error:
-                raise LabkitError(_explain(error, runner.settings, key)) from error
+            runners[name] = runner, checked(runner.settings, defaults | table, key)
         return runners
 
     @property
@@ -332,51 +326,16 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
     """
     if isinstance(source, SearchConfig):
         return source
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        try:
+    if isinstance(source, str | Path):
+        path = readable("config", Path(source))
+        with in_words(f"config: {path} is not valid TOML"):
             source = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise LabkitError(f"cannot read {str(path)!r}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise LabkitError(f"{path} is not valid TOML: {error}") from error
-    try:
-        return SearchConfig.model_validate(source)
-    except ValidationError as error:
-        raise LabkitError(_explain(error, SearchConfig)) from error
+    if not isinstance(source, Mapping):
+        expected = "expected the path of a TOML file, or its tables"
+        raise LabkitError(f"config: {expected}, got {shown(source)}")
+    return checked(SearchConfig, source)
 
 
 def to_tables(config: SearchConfig) -> dict[str, Any]:
     """Returns the tables of a configuration, as TOML can hold them."""
     return config.model_dump(mode="json", exclude_none=True)
-
-
-def _explain(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
-    """Returns pydantic's first complaint as one line: the key, the value, what was expected."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join([where, *location] if where else location)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    match first["type"]:
-        case "missing":
-            return f"{key}: missing{more}"
-        case "extra_forbidden":
-            known = _keys(model, location[:-1])
-            return f"{key}: unknown key; {did_you_mean(location[-1], known)}{more}"
-        case "value_error":
-            return f"{key}: {first['ctx']['error']}{more}".removeprefix(": ")
-    expected = first["msg"].replace("Input should be", "expected")
-    return f"{key}: {expected}, got {first['input']!r}{more}"
-
-
-def _keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Returns the keys that a table of the configuration may have."""
-    for part in location:
-        if part not in model.model_fields:  # the name of an entry, of the kind found above
-            continue
-        annotation = model.model_fields[part].annotation
-        kinds = (annotation, *get_args(annotation))
-        model = next(
-            kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)
-        )
-    return list(model.model_fields)

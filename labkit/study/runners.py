@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from labkit import names
+from labkit.checks import Table
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.checkpoint import load_weights
@@ -65,14 +66,12 @@ class CandidateNetwork:
         return network.to(self.data.x_train.device)
 
 
-class RunnerSettings(BaseModel):
+class RunnerSettings(Table):
     """What every runner's table may hold.
 
     Attributes:
         name: The metric that the runner is there for, as in the report's configuration.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = None
 

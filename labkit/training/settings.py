@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from labkit.checks import Table
 
-class TrainSettings(BaseModel):
+
+class TrainSettings(Table):
     """How a network is trained.
 
     Attributes:
@@ -27,8 +29,6 @@ class TrainSettings(BaseModel):
         patience: End the training after this many epochs in which the validation loss did not fall
             below its lowest; the weights stay those of the last epoch. `None` never ends it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2)
