@@ -6,6 +6,7 @@ What a command needs is imported when it runs: `labkit --help` answers at once.
 import argparse
 import contextlib
 import importlib.metadata
+import signal
 import sys
 from pathlib import Path
 
@@ -17,16 +18,21 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        0 on success, 1 where no trial finished, 2 on bad input, 130 after Ctrl-C.
+        0 on success, 1 where no trial finished, 2 on bad input; 130 after Ctrl-C, and so on with
+        128 and the number of other signals.
     """
     arguments = _parser().parse_args(argv)
+    from labkit import runtime
+
     try:
-        return int(arguments.run(arguments))
+        with runtime.signals_interrupt():
+            return int(arguments.run(arguments))
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before there was anything to keep
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print("Interrupted; the same command continues.")
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,8 +101,7 @@ def _replicate(arguments: argparse.Namespace) -> int:
 
 def _ended(results: "labkit.Results") -> int:
     if results.interrupted:
-        print("Interrupted; the same command continues.")
-        return 130
+        raise KeyboardInterrupt
     return 0 if len(results.networks) else 1
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 # By default a thread of OpenMP that waits for another holds its core for long, and where other
 # programs run, training becomes up to a hundred times slower. OpenMP reads it when torch loads it.
@@ -230,28 +230,67 @@ def told() -> contextlib.AbstractContextManager[None]:
     return _labkit_level.changed(lambda _: logging.INFO)
 
 
+# Ctrl-C; a scheduler that ends a job; a terminal that is closed, where there are such.
+_ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def _handlers() -> dict[int, Any]:
+    """Returns signal → handler of those that end a process; none outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in _ENDING}
+    # None is not Python's to handle. What `nohup` ignores stays ignored. So is Ctrl-C in a
+    # background job of a shell, but what is sent to that is meant.
+    return {
+        number: handler
+        for number, handler in found.items()
+        if handler is not None and (number == signal.SIGINT or handler != signal.SIG_IGN)
+    }
+
+
 @contextlib.contextmanager
-def ctrl_c_stops(stop: Callable[[], object]) -> Iterator[None]:
-    """Lets Ctrl-C ask for an end, by calling `stop`, and never interrupt in the middle.
+def signals_stop(stop: Callable[[], object]) -> Iterator[None]:
+    """Lets Ctrl-C, SIGTERM and SIGHUP ask for an end, by calling `stop`, and interrupt nothing.
 
-    A second Ctrl-C interrupts at once, for what does not come to an end. Python handles signals in
-    the main thread only: in others this does nothing.
+    A second one acts at once, for what does not come to an end. After the block SIGTERM and SIGHUP
+    act as they would have before it. Python handles signals in the main thread only: in others
+    this does nothing.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
-        yield  # None: it is not Python's to handle
-        return
+    before, came = _handlers(), []
 
-    def on_press(*_: object) -> None:
-        # A background job of a shell ignores Ctrl-C, but what is sent to it is meant.
-        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
+    def on_signal(number: int, _: object) -> None:
+        came.append(number)
+        for each, handler in before.items():
+            plain = each == signal.SIGINT and not callable(handler)
+            signal.signal(each, signal.default_int_handler if plain else handler)
         stop()
 
-    signal.signal(signal.SIGINT, on_press)
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came and came[0] != signal.SIGINT:
+            signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP raise a KeyboardInterrupt, as Ctrl-C does, with their number."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {number: own for number, own in _handlers().items() if number != signal.SIGINT}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

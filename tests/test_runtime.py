@@ -34,8 +34,8 @@ def _three_threads() -> Iterator[None]:
 
 def python(code: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=env,
+        [sys.executable, "-c", code], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=env,
     )  # fmt: skip
 
 
@@ -52,8 +52,8 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "switch_interval": (lambda: runtime.switch_interval(0.0005), sys.getswitchinterval),
     "quiet_optuna": (runtime.quiet_optuna, optuna.logging.get_verbosity),
     "importable_from": (lambda: runtime.importable_from("/nowhere"), lambda: list(sys.path)),
-    "ctrl_c_stops": (
-        lambda: runtime.ctrl_c_stops(lambda: None), lambda: signal.getsignal(signal.SIGINT)
+    "signals_stop": (
+        lambda: runtime.signals_stop(lambda: None), lambda: signal.getsignal(signal.SIGINT)
     ),
 }  # fmt: skip
 
@@ -261,10 +261,10 @@ def test_ctrl_c_asks_and_a_second_one_interrupts(handler: str) -> None:
         f"before = __import__('signal').{handler}"  # SIG_IGN: as in the background of a script
         """
 import signal, time
-from labkit.runtime import ctrl_c_stops
+from labkit.runtime import signals_stop
 signal.signal(signal.SIGINT, before)
 try:
-    with ctrl_c_stops(lambda: print("asked", flush=True)):
+    with signals_stop(lambda: print("asked", flush=True)):
         print("ready", flush=True)
         while True:
             time.sleep(0.01)
@@ -281,11 +281,53 @@ except KeyboardInterrupt:
     assert process.communicate(timeout=10)[0] == "interrupted True\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Windows are others")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN", "lambda n, _: print('own', n)"])
+def test_other_signals_ask_and_then_act_as_before(name: str, handler: str) -> None:
+    number = getattr(signal, name)
+    process = python(
+        f"import signal; name = signal.{name}; before = {handler.replace('SIG_', 'signal.SIG_')}"
+        """
+import time
+from labkit.runtime import signals_stop
+signal.signal(name, before)
+asked = []
+with signals_stop(lambda: asked.append("asked")):
+    print("ready", flush=True)
+    while not asked and input() == "wait":
+        time.sleep(0.01)
+    print(*asked, "files written", flush=True)
+print("went on", signal.getsignal(name) == before, flush=True)
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    said, _ = process.communicate("wait\n" * 10 + "end\n", timeout=60)
+    if handler == "SIG_IGN":  # as by nohup
+        assert (said, process.returncode) == ("files written\nwent on True\n", 0)
+    elif handler == "SIG_DFL":
+        assert (said, process.returncode) == ("asked files written\n", -number)
+    else:
+        own = f"asked files written\nown {number}\nwent on True\n"
+        assert (said, process.returncode) == (own, 0)
+
+
+def test_a_program_is_interrupted_by_other_signals_too() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as interrupt, runtime.signals_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupt.value.args == (signal.SIGTERM,)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_handler_of_the_users_own_gets_the_second_ctrl_c() -> None:
     heard: list[str] = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("own"))
     try:
-        with runtime.ctrl_c_stops(lambda: heard.append("stop")):
+        with runtime.signals_stop(lambda: heard.append("stop")):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
     finally:
@@ -297,7 +339,7 @@ def test_other_threads_leave_ctrl_c_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def work() -> Any:
-        with runtime.ctrl_c_stops(lambda: None):
+        with runtime.signals_stop(lambda: None):
             return signal.getsignal(signal.SIGINT)
 
     with ThreadPoolExecutor(1) as pool:

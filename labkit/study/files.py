@@ -1,12 +1,16 @@
 """What a search leaves in its folder, and how a network of its front is opened again.
 
-Every file is written beside its place and renamed into it, so that none is ever cut in the middle.
+Every file is written beside its place and renamed into it: none is ever cut in the middle, and none
+is written through a link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +21,55 @@ from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
 from labkit.study.results import Results
+from labkit.study.store import DATABASE
 
 log = logging.getLogger(__name__)
 
 # Drawn by a package above this one, which a search without a folder does not need.
 PAGE = "labkit.show.page:write_page"
+UNFINISHED = ".labkit"  # ends the name of a file that is being written
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file whole, or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    beside.replace(path)
+    """Writes a file whole, or not at all.
+
+    Raises:
+        LabkitError: It cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        with beside.open("xb") as file:  # x: a new one, and no link
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # or else a power cut may leave its name without its content
+        beside.replace(path)
+    except OSError as error:
+        raise LabkitError(f"out: cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
     """Makes a results folder.
 
     Raises:
-        LabkitError: It cannot be made.
+        LabkitError: It cannot be made, or what is not written by `write` would go through a link.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LabkitError(f"out: cannot make {str(folder)!r}: {error}") from error
+    for path in (*folder.glob(f"{DATABASE}*"), folder / ".lock", folder / "best"):
+        if path.is_symlink():
+            raise LabkitError(f"out: {str(path)!r} is a link, and none is written through; move it")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes files that a killed run was writing."""
+    for pattern in (f".*{UNFINISHED}", f"best/.*{UNFINISHED}"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_config(config: SearchConfig, folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -14,7 +16,9 @@ from labkit.errors import LabkitError
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
 from labkit.study.files import write
-from labkit.study.record import Record
+from labkit.study.record import Metrics, Record, Trial
+from labkit.study.results import Results
+from labkit.study.store import open_study
 from labkit.transform import Channels, Plan, apply, get_model
 
 
@@ -60,6 +64,12 @@ class FrontNetworks:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         write(best / f"trial_{number}.safetensors", safetensors.torch.save(tensors))
 
+    def missing(self, front: Iterable[Trial]) -> list[Trial]:
+        """Returns the trials of a front that trained a network which is not whole in the folder."""
+        if self._folder is None:
+            return []
+        return [t for t in front if t.record.history and not _is_whole(self._folder, t)]
+
     def drop_others(self, front: Iterable[int]) -> None:
         """Removes the networks of trials that are not on the front."""
         kept = set(front)
@@ -77,7 +87,7 @@ class FrontNetworks:
             LabkitError: It is not on the front.
         """
         if self._folder is not None:
-            return load_best(self._folder, number, model=self._model)
+            return _opened(self._folder, number, self._model)
         if number not in self._in_memory:
             raise LabkitError(
                 f"number: the network of trial {number} was not kept, since this search did not "
@@ -91,9 +101,8 @@ class FrontNetworks:
 
 def saved_networks(folder: Path) -> set[int]:
     """Returns the numbers of the trials whose networks are in `best/`."""
-    return {
-        int(path.stem.removeprefix("trial_")) for path in folder.glob("best/trial_*.safetensors")
-    }
+    numbers = (p.stem.removeprefix("trial_") for p in folder.glob("best/trial_*.safetensors"))
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 def load_best(
@@ -107,30 +116,67 @@ def load_best(
         model: The network that was searched, where the search was given a module and not a name.
 
     Raises:
-        LabkitError: The folder holds no networks, or not this one.
+        LabkitError: The folder holds no networks, or not this one. The search, run in it again,
+            trains those of the front whose weights are missing.
 
     Example:
         >>> network = labkit.load_best("results/jsc_toy")
     """
     folder = Path(folder)
-    saved = saved_networks(folder)
-    if not saved:
+    trained = _trained(folder)
+    if not trained:
         raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")
-    described = {
-        n: json.loads((folder / "best" / f"trial_{n}.json").read_text()) for n in sorted(saved)
-    }
     if number is None:
-        number = max(described, key=lambda n: described[n]["software_metrics"].get("accuracy", 0.0))
-    if number not in described:
+        number = max(trained, key=lambda n: trained[n].get("accuracy", 0.0))
+    if number not in trained:
         raise LabkitError(
-            f"number: trial {number} is not on the front; expected one of {sorted(saved)}"
+            f"number: trial {number} is not on the front; expected one of {sorted(trained)}"
         )
+    if number not in saved_networks(folder):
+        raise LabkitError(
+            f"number: the weights of trial {number} are not in {str(folder / 'best')!r}; "
+            "the same search, run again in this folder, trains them"
+        )
+    return _opened(folder, number, model)
+
+
+def _trained(folder: Path) -> dict[int, Metrics]:
+    """Returns the front's networks → what was measured; those in `best/` without a study."""
+    try:
+        front = Results.from_study(open_study(folder)).front_trials
+        return {t.number: t.record.software_metrics for t in front if t.record.history}
+    except LabkitError:
+        described = {}
+        for number in sorted(saved_networks(folder)):
+            with contextlib.suppress(LabkitError):
+                described[number] = _description(folder, number)["software_metrics"]
+        return described
+
+
+def _description(folder: Path, number: int) -> dict[str, Any]:
+    path = folder / "best" / f"trial_{number}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LabkitError(f"folder: {str(path)!r} cannot be read: {error}") from error
+
+
+def _is_whole(folder: Path, trial: Trial) -> bool:
+    """Whether the files of a trial's network are there, and neither cut nor another network's."""
+    try:
+        with safetensors.safe_open(folder / "best" / f"trial_{trial.number}.safetensors", "pt"):
+            return _description(folder, trial.number).get("plan") == trial.record.widths
+    except (OSError, safetensors.SafetensorError, LabkitError):
+        return False
+
+
+def _opened(folder: Path, number: int, model: nn.Module | None) -> nn.Module:
     if model is None:
         try:
             model = get_model(load_config(folder / "config.toml").model)
         except LabkitError as error:
             raise LabkitError(f"{error}; a module of one's own is given by model=") from error
-    chosen = described[number]
+    chosen = _description(folder, number)
     example = torch.zeros(1, *chosen["input_shape"])
     network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example, seed=0)
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")

@@ -22,9 +22,9 @@ from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
 from labkit.study.executor import Executor, as_executor
 from labkit.study.experiment import Experiment
-from labkit.study.files import make_folder, write_config, write_results
+from labkit.study.files import make_folder, remove_unfinished, write_config, write_results
 from labkit.study.networks import FrontNetworks
-from labkit.study.record import Failure, FailureKind, Metrics, Outcome, Record
+from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record
 from labkit.study.results import Results
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
@@ -126,8 +126,11 @@ class Search:
     def run(self, *, progress: bool = True) -> Results:
         """Runs trials until the study has `n_trials`, or time is up.
 
+        Networks of the front whose weights are missing in the folder are trained again first.
+
         Ctrl-C, and `stop` from another thread, keep what is finished and write the files; a later
-        run with the same folder continues. A second Ctrl-C interrupts at once.
+        run with the same folder continues. A second Ctrl-C interrupts at once. A request to
+        terminate (SIGTERM, SIGHUP) does the same, and then ends the process.
 
         Args:
             progress: Show a progress bar.
@@ -167,8 +170,8 @@ class Search:
         """Trains the networks of the front with more seeds, until each has that many.
 
         The study's objective values stay as they were; the tables and figures show the new means.
-        Where training fails with a seed, the network keeps the replicates before it, and a warning
-        says so. Ctrl-C and `stop` keep what is finished, as in `run`.
+        Where training fails with a seed, the tables show the replicates before it, and a warning
+        says so. Each training is kept when it ends; Ctrl-C and `stop` are as in `run`.
 
         Args:
             seeds: How many each network is to have, those of the search included.
@@ -201,8 +204,10 @@ class Search:
             self.store.refresh()  # another search may have written the folder before
             self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
+                remove_unfinished(self.folder)
                 write_config(self.config, self.folder)
             try:
+                self._restore_networks()
                 yield stopped
             except runtime.Stopped:
                 stopped.set()
@@ -210,6 +215,19 @@ class Search:
                 self._stopping.clear()
                 if self.folder is not None:
                     write_results(self.results(), self.folder)
+
+    def _restore_networks(self) -> None:
+        """Trains the networks of the front again whose weights are not in the folder."""
+        missing = {
+            Candidate(trial.record.plan, self.config.seed): trial
+            for trial in self._networks.missing(self.store.front)
+        }
+        if missing:
+            log.warning("%d of the front are not in best/, and trained again", len(missing))
+        for outcome in self._trainer.again({one: t.number for one, t in missing.items()}):
+            if outcome.failure is None:
+                trial = missing[outcome.candidate]
+                self._networks.keep(trial.number, trial.record, outcome.weights)
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():

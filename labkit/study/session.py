@@ -1,4 +1,4 @@
-"""What every run of a search has around it: a lock, Ctrl-C, and a progress bar below the log."""
+"""What every run of a search has around it: a lock, signals, and a progress bar below the log."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def session(
     unit: str,
     done: int = 0,
 ) -> Iterator[tqdm]:
-    """Yields a progress bar, while this process alone writes a folder and Ctrl-C calls `stop`.
+    """Yields a progress bar, while this process alone writes a folder and signals call `stop`.
 
     Args:
         folder: The results folder, if there is one.
-        stop: Asks the run to end; a second Ctrl-C interrupts at once.
+        stop: Asks the run to end; see `runtime.signals_stop`.
         progress: Whether to show the bar.
         total: How many the bar counts to.
         unit: Of what.
@@ -40,7 +40,7 @@ def session(
     """
     with (
         _locked(folder),
-        runtime.ctrl_c_stops(stop),
+        runtime.signals_stop(stop),
         runtime.kept_memory(),
         _above_the_bar() if progress else contextlib.nullcontext(),
         tqdm(total=total, initial=done, disable=not progress, unit=unit) as bar,

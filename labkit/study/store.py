@@ -121,12 +121,23 @@ def read_trials(study: optuna.Study, first: int = 0) -> list[Trial]:
 
 
 def read_replicates(study: optuna.Study) -> dict[int, list[Metrics]]:
-    """Returns trial → all replicates of its network, where some were added later."""
+    """Returns trial → replicates of its network, where some were added later.
+
+    They are by seed, up to the first seed that is missing: tests pair them by their place.
+    """
+    return {n: _paired(by_seed) for n, by_seed in _added_replicates(study).items()}
+
+
+def _added_replicates(study: optuna.Study) -> dict[int, list[Metrics | None]]:
     return {
-        int(key.removeprefix(REPLICATES)): replicates
-        for key, replicates in study.user_attrs.items()
+        int(key.removeprefix(REPLICATES)): by_seed
+        for key, by_seed in study.user_attrs.items()
         if key.startswith(REPLICATES)
     }
+
+
+def _paired(by_seed: Sequence[Metrics | None]) -> list[Metrics]:
+    return [one for one in itertools.takewhile(bool, by_seed) if one]
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
@@ -182,7 +193,6 @@ class Store:
         trials: All its trials, by number.
         tried: The plans of all trials.
         known: Plan → the trial that trained it, or in which its training diverged.
-        added_replicates: Trial → all replicates of its network, where some were added later.
         front: The trials that no other dominates, each network once.
 
     Raises:
@@ -206,7 +216,7 @@ class Store:
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
         self.known: dict[Plan, Trial] = {}
-        self.added_replicates: dict[int, list[Metrics]] = {}
+        self._added: dict[int, list[Metrics | None]] = {}  # trial → replicates by seed
         self._front: Front[Trial] = Front(description.directions.values())
         with quiet_optuna():
             self._memory = optuna.create_study(
@@ -220,9 +230,14 @@ class Store:
         """The trials that no other dominates, each network once, by its first trial."""
         return self._front.members
 
+    @property
+    def added_replicates(self) -> dict[int, list[Metrics]]:
+        """Trial → replicates of its network, as `read_replicates` returns them."""
+        return {number: _paired(by_seed) for number, by_seed in self._added.items()}
+
     def refresh(self) -> None:
         """Takes in what others have added to the storage."""
-        self.added_replicates |= read_replicates(self.study)
+        self._added |= _added_replicates(self.study)
         others = read_trials(self.study, len(self.trials))
         if not others:
             return
@@ -278,14 +293,21 @@ class Store:
         """Returns whether no trial dominates these values."""
         return self._front.admits(values)
 
-    def add_replicate(self, number: int, metrics: Metrics) -> None:
-        """Records one more training of a trial's network, by the next seed."""
-        self.added_replicates[number] = [*self.replicates_of(number), metrics]
-        self.study.set_user_attr(f"{REPLICATES}{number}", self.added_replicates[number])
+    def add_replicate(self, number: int, index: int, metrics: Metrics) -> None:
+        """Records one more training of a trial's network, by the seed of this index."""
+        by_seed = self._by_seed(number)
+        by_seed += [None] * (index + 1 - len(by_seed))
+        by_seed[index] = metrics
+        self.study.set_user_attr(f"{REPLICATES}{number}", by_seed)
+        self._added[number] = by_seed
 
-    def replicates_of(self, number: int) -> list[Metrics]:
-        """Returns what each training of a trial's network measured, by seed."""
-        return self.added_replicates.get(number, self.trials[number].record.replicates)
+    def missing_replicates(self, number: int, seeds: int) -> list[int]:
+        """Returns the indices of the seeds, of so many, that a trial's network lacks."""
+        by_seed = self._by_seed(number)
+        return [i for i in range(seeds) if i >= len(by_seed) or by_seed[i] is None]
+
+    def _by_seed(self, number: int) -> list[Metrics | None]:
+        return [*self._added.get(number, self.trials[number].record.replicates)]
 
     def _add(self, trial: Trial) -> None:
         self.trials.append(trial)

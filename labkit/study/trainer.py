@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,29 +81,34 @@ class Trainer:
         return {
             Candidate(trial.record.plan, first + index): trial.number
             for trial in store.front
-            for index in range(len(store.replicates_of(trial.number)), seeds)
+            for index in store.missing_replicates(trial.number, seeds)
         }
 
     def replicate(self, missing: Mapping[Candidate, int], store: Store) -> Iterator[Outcome]:
-        """Trains what is missing and records it, as far as it does not fail.
+        """Trains what is missing and records each training as it ends, unless it failed.
 
         Yields:
             The outcome of each training, once it is recorded.
         """
-        failed: set[int] = set()
-        candidates = list(missing)
+        for outcome in self.again(missing):
+            if outcome.failure is None:
+                seed = outcome.candidate.seed - self._experiment.config.seed
+                store.add_replicate(missing[outcome.candidate], seed, outcome.history[-1])
+            yield outcome
+
+    def again(self, candidates: Mapping[Candidate, int]) -> Iterator[Outcome]:
+        """Trains networks of trials once more, `n_jobs` at once; a failure is logged.
+
+        Yields:
+            The outcome of each training, as they come.
+        """
+        left = iter(candidates)
         n_jobs = self._experiment.config.search.strategy.setup.n_jobs
-        for start in range(0, len(candidates), n_jobs):
-            outcomes = self.outcomes(candidates[start : start + n_jobs])
-            for outcome in sorted(outcomes, key=lambda one: one.candidate.seed):
-                number = missing[outcome.candidate]
+        while part := list(itertools.islice(left, n_jobs)):
+            for outcome in self.outcomes(part):
                 if outcome.failure is not None:
-                    failed.add(number)
-                    seed, message = outcome.candidate.seed, outcome.failure.message
-                    log.warning("trial %d, seed %d: %s", number, seed, message)
-                # Tests pair replicates by their place, so none may be skipped.
-                elif number not in failed:
-                    store.add_replicate(number, outcome.history[-1])
+                    number, seed = candidates[outcome.candidate], outcome.candidate.seed
+                    log.warning("trial %d, seed %d: %s", number, seed, outcome.failure.message)
                 yield outcome
 
     def _rest(self, untrained: Sequence[Plan], store: Store, n_running: int) -> list[Plan]:

@@ -1,7 +1,9 @@
 """What a search leaves in its folder, whatever it found."""
 
+import errno
 import json
 import logging
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.study.files import write, write_results
+from labkit.study.files import remove_unfinished, write, write_results
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Record
 from labkit.study.search import search
@@ -25,10 +27,15 @@ from tests.study.conftest import results, trial
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "a.txt"
     write(path, "old")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(OSError, match="no space left"):
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LabkitError, match=r"out: cannot write '.*a\.txt': No space left on device"):
         write(path, "new, cut in the midd")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_replaces_a_link_and_does_not_follow_it(tmp_path: Path) -> None:
@@ -38,6 +45,50 @@ def test_a_file_replaces_a_link_and_does_not_follow_it(tmp_path: Path) -> None:
     write(tmp_path / "link", b"new")
     assert elsewhere.read_text() == "mine"
     assert (tmp_path / "link").read_text() == "new"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_files_have_the_modes_that_the_umask_gives(
+    tmp_path: Path, blobs: Dataset, mask: int
+) -> None:
+    model = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 5))
+    before = os.umask(mask)
+    try:
+        search(
+            model=model, data=blobs, widths=[1, 2], trials=2, epochs=1, folder=tmp_path / "out",
+            progress=False,
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"study.db", "log.json", "trial_0.json"} <= {path.name for path in files}
+    assert {path.suffix for path in files} >= {".safetensors", ".html", ".toml"}
+    for path in files:
+        most = 0o644 if path.name == "study.db" else 0o666  # SQLite's own
+        assert stat.S_IMODE(path.stat().st_mode) == most & ~mask, path
+
+
+def test_only_unfinished_files_of_its_own_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    kept = [".part", "log.json", "best/.mine.part", "my.labkit", ".labkit.toml"]
+    for name in [*kept, ".log.json.0123abcd.labkit", "best/.trial_3.safetensors.89abcdef.labkit"]:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == set(kept)
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.db-journal", ".lock", "best"])
+def test_nothing_is_written_through_a_link_in_the_folder(
+    tmp_path: Path, tables: dict[str, Any], blobs: Dataset, name: str
+) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    (folder / name).symlink_to(outside if name == "best" else outside / "new")
+    with pytest.raises(LabkitError, match=rf"out: '.*{name}' is a link"):
+        search(tables, data=blobs, folder=folder, progress=False)
+    assert not list(outside.iterdir())
 
 
 def test_the_tables_agree(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from labkit.study.files import write_config
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Record
 from labkit.transform import Plan, apply, find_channels
+from tests.study.conftest import trial
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 CHANNELS = find_channels(MODEL)
@@ -74,6 +75,40 @@ def test_what_leaves_the_front_leaves_no_file(tmp_path: Path) -> None:
     kept.drop_others([])
     with pytest.raises(LabkitError, match="holds no trained networks"):
         load_best(tmp_path)
+
+
+def test_one_bad_description_hides_no_other_network(tmp_path: Path) -> None:
+    keep(tmp_path, 0.5, 0.75)
+    (tmp_path / "best" / "trial_1.json").write_text('{"cut in the midd')
+    (tmp_path / "best" / "trial_x.safetensors").touch()
+    assert load_best(tmp_path, model=MODEL)[0].out_features == 1
+    with pytest.raises(LabkitError, match="trial 1 is not on the front; expected one of"):
+        load_best(tmp_path, 1, model=MODEL)
+
+
+@pytest.mark.parametrize("fault", ["deleted", "cut", "of another network", "description cut"])
+def test_what_is_not_whole_is_missing(tmp_path: Path, fault: str) -> None:
+    kept, _ = keep(tmp_path, 0.5, 0.75)
+    front = [
+        trial(number, (accuracy, 1.0), {"_0": number + 1}, history=[{"accuracy": accuracy}])
+        for number, accuracy in enumerate((0.5, 0.75))
+    ]
+    assert kept.missing(front) == []
+    weights = tmp_path / "best" / "trial_1.safetensors"
+    match fault:
+        case "deleted":
+            weights.unlink()
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-1])
+        case "of another network":
+            (tmp_path / "best" / "trial_1.json").write_bytes(
+                (tmp_path / "best" / "trial_0.json").read_bytes()
+            )
+        case "description cut":
+            (tmp_path / "best" / "trial_1.json").write_text("{")
+    assert kept.missing(front) == front[1:]
+    in_memory, _ = keep(None)
+    assert in_memory.missing(front) == []  # it opens what it trained itself
 
 
 def test_a_module_of_ones_own_has_to_be_given(tmp_path: Path) -> None:

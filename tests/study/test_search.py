@@ -1,6 +1,7 @@
 """The search: what it trains and looks up, records, leaves behind, and continues."""
 
 import json
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -545,6 +546,32 @@ def test_a_network_that_was_not_kept_is_said(
     results = search(tables, data=blobs, storage=storage, progress=False)
     with pytest.raises(LabkitError, match="was not kept"):
         results.best()
+
+
+def test_weights_that_are_missing_are_trained_again(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, trained: list[Plan],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    tables["search"]["strategy"]["setup"]["n_jobs"] = 1
+    results = search(tables, data=blobs, folder=tmp_path, progress=False)
+    files = {path: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+    lost = results.front_trials[0]
+    (tmp_path / "best" / f"trial_{lost.number}.safetensors").unlink()
+    again = r"the weights of trial \d+ are not in .*; the same search, run again in this folder"
+    with pytest.raises(LabkitError, match=again):
+        load_best(tmp_path, lost.number)
+    trained.clear()
+    search(tables, data=blobs, folder=tmp_path, progress=False)
+    assert trained == [lost.record.plan]
+    assert "1 of the front are not in best/, and trained again" in caplog.text
+    assert {path: path.read_bytes() for path in files} == files
+
+    # A copy without them, by a run that had nothing else to do.
+    shutil.rmtree(tmp_path / "best")
+    with pytest.raises(LabkitError, match=again):
+        load_best(tmp_path)
+    Search(tables, data=blobs, folder=tmp_path).replicate(1, progress=False)
+    assert {path: path.read_bytes() for path in (tmp_path / "best").iterdir()} == files
 
 
 def test_replicates_of_nothing_are_refused(tables: dict[str, Any], blobs: Dataset) -> None:

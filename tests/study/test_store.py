@@ -183,7 +183,7 @@ def test_a_store_takes_in_what_another_one_added(
 ) -> None:
     one, other = (make(tmp_path / "study.db", space) for _ in range(2))
     run(one, 5)
-    one.add_replicate(one.front[0].number, {"accuracy": 0.5})
+    one.add_replicate(one.front[0].number, 0, {"accuracy": 0.5})
     other.refresh()
     assert other.trials == one.trials
     assert other.front == one.front
@@ -321,9 +321,21 @@ def test_the_front_and_the_sampler_learn_of_trained_networks(
     assert [trial.values for trial in inner] == [[0.5, 9.0], [0.5, 9.0], None]
     assert [trial.state for trial in inner] == 2 * [TrialState.COMPLETE] + [TrialState.FAIL]
     assert [trial.number for trial in store.trials] == [0, 1, 2]
-    store.add_replicate(0, {"accuracy": 0.75})
-    assert store.replicates_of(0) == [metrics, {"accuracy": 0.75}]
-    assert Results.from_study(store.study).replicates(0) == store.replicates_of(0)
+
+
+def test_replicates_are_paired_by_seed(space: ChannelMultiplierSpace, tmp_path: Path) -> None:
+    store = make(tmp_path / "study.db", space)
+    run(store, 1)
+    of_0, of_1, of_3 = ({"accuracy": value} for value in (0.5, 0.25, 0.75))
+    assert store.missing_replicates(0, 3) == [0, 1, 2]
+    store.add_replicate(0, 0, of_0)
+    store.add_replicate(0, 3, of_3)  # by a faster worker: kept, but tests pair what is there
+    for one in (store, make(tmp_path / "study.db", space)):
+        assert one.missing_replicates(0, 5) == [1, 2, 4]
+        assert one.added_replicates == {0: [of_0]}
+    store.add_replicate(0, 1, of_1)
+    assert Results.from_study(store.study).replicates(0) == [of_0, of_1]
+    assert store.missing_replicates(0, 4) == [2]
 
 
 def test_what_is_looked_up_says_where_it_comes_from() -> None:
