@@ -1,6 +1,7 @@
 """A data set in memory: split once, standardised by the training split, checked on the way in."""
 
 import hashlib
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
@@ -8,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import torch
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words, shown
 
 # The split is part of a data set, not of an experiment: everyone compares on the same rows.
 SPLIT_SEED = 0
@@ -82,21 +83,24 @@ class Dataset:
                 few rows of a class; the message says which.
         """
         x, y = _as_array("x", x), _as_array("y", y)
-        if x.ndim not in (2, 4):
+        if x.ndim not in (2, 4) or not x.size:
             expected = "[rows, features] or [rows, channels, height, width]"
             raise LabkitError(f"x: expected {expected}, got shape {x.shape}")
         if y.ndim != 1 or len(y) != len(x):
             raise LabkitError(f"y: expected one label a row of x, [{len(x)}], got shape {y.shape}")
-        if x.ndim == 2 and features is None:
-            features = [f"x{column}" for column in range(x.shape[1])]
-        features = tuple(features or ())
+        if features is None:
+            features = [f"x{column}" for column in range(x.shape[1])] if x.ndim == 2 else ()
+        features = _as_names("features", features)
         if x.ndim == 2 and len(features) != x.shape[1]:
             raise LabkitError(f"features: expected {x.shape[1]} names, got {len(features)}")
         x = _as_floats(x, features)
-        labels, names = encode(y, classes)
-        if not (validation > 0 and test > 0 and validation + test < 1):
+        labels, names = encode(y, None if classes is None else _as_names("classes", classes))
+        shares = (validation, test)
+        if not all(isinstance(n, numbers.Real) and 0 < n < 1 for n in shares) or sum(shares) >= 1:
             expected = "expected two positive shares with a sum below 1"
-            raise LabkitError(f"validation, test: {expected}, got {validation!r} and {test!r}")
+            raise LabkitError(f"validation, test: {expected}, got {shown(shares)}")
+        if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+            raise LabkitError(f"seed: expected a whole number from 0 to 2³² - 1, got {shown(seed)}")
         rest, test_rows = hold_out(np.arange(len(x)), labels, round(test * len(x)), seed)
         train_rows, val_rows = hold_out(rest, labels, round(validation * len(x)), seed)
         rows = train_rows, val_rows, test_rows
@@ -108,12 +112,19 @@ class Dataset:
         features: tuple[str, ...], name: str,
     ) -> Self:  # fmt: skip
         """Standardises checked arrays, given the rows of each split, in the order of `SPLITS`."""
-        mean = x[rows[0]].mean(axis=0, dtype=np.float64)
-        std = x[rows[0]].std(axis=0, dtype=np.float64)
-        std[std == 0] = 1  # a constant feature stays constant
+        # By a power of two, which rounds nothing: 1e200 has no square, and that of 1e-200 is 0.
+        power = -np.frexp(np.abs(x[rows[0]]).max(axis=0).astype(np.float64))[1]
+        with np.errstate(over="ignore"):
+            parts = [np.ldexp(x[own].astype(np.float64), power) for own in rows]
+            mean, std = parts[0].mean(axis=0), parts[0].std(axis=0)
+            # A constant feature stays constant.
+            std = np.where(std == 0, np.ldexp(1.0, power), std)
+            parts = [((part - mean) / std).astype(np.float32) for part in parts]
         tensors = {}
-        for split, own in zip(SPLITS, rows):
-            tensors[f"x_{split}"] = torch.from_numpy(((x[own] - mean) / std).astype(np.float32))
+        for split, own, part in zip(SPLITS, rows, parts):
+            if not np.isfinite(part).all():
+                raise LabkitError(f"x: a {split} row is too far from the training rows for float32")
+            tensors[f"x_{split}"] = torch.from_numpy(part)
             tensors[f"y_{split}"] = torch.from_numpy(labels[own])
         return cls(**tensors, classes=classes, features=features, name=name)
 
@@ -144,19 +155,33 @@ class Dataset:
 
 
 def _as_array(key: str, values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    try:
+    if np.ma.isMaskedArray(values):
+        said = f"drop the rows that it covers, or write {key}.filled(VALUE)"
+        raise LabkitError(f"{key}: the mask of a masked array would be lost; {said}")
+    if hasattr(values, "toarray"):
+        raise LabkitError(f"{key}: expected an array, got a sparse one; write {key}.toarray()")
+    with in_words(f"{key}: expected an array with rows of equal length"):
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            # NumPy has no bfloat16; a float32 is the same number.
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         return np.asarray(values)
-    except ValueError as error:
-        raise LabkitError(f"{key}: expected an array, got rows of unequal length") from error
+
+
+def _as_names(key: str, given: Any) -> tuple[str, ...]:
+    with in_words(f"{key}: expected a list of names, got {shown(given)}"):
+        if isinstance(given, str):
+            raise TypeError("which is one")
+        return tuple(map(str, given))
 
 
 def _as_floats(x: np.ndarray, features: tuple[str, ...]) -> np.ndarray:
-    try:
-        x = x.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise LabkitError(f"x: expected numbers: {error}") from error
+    import pandas as pd
+
+    if x.dtype.kind not in "biufO":  # what would lose something, such as an imaginary part
+        raise LabkitError(f"x: expected numbers, got values of type {x.dtype}")
+    with in_words("x: expected numbers"):
+        x = np.where(pd.isna(x), np.nan, x).astype(np.float64)
     for what, bad in (("missing values (NaN)", np.isnan(x)), ("infinite values", np.isinf(x))):
         if bad.any():
             row, column = (int(axis[0]) for axis in np.nonzero(bad.reshape(len(x), -1)))
@@ -182,22 +207,19 @@ def encode(y: np.ndarray, classes: Sequence[str] | None) -> tuple[np.ndarray, tu
     if missing.any():
         raise LabkitError(f"y: row {int(np.argmax(missing))} has no label")
     if classes is None:
-        if np.issubdtype(y.dtype, np.floating) and not np.all(y == np.floor(y)):
+        whole = y.dtype.kind != "f" or np.all(np.isfinite(y) & (y == np.floor(y)))
+        if not whole:
             raise LabkitError("y: expected class labels (strings or whole numbers), got fractions")
-        try:
+        with in_words("y: the labels are of several types"):
             names, labels = np.unique(y, return_inverse=True)
-        except TypeError as error:
-            raise LabkitError(f"y: the labels are of several types: {error}") from error
-        if np.issubdtype(names.dtype, np.floating):
-            names = names.astype(np.int64)
-        classes = [str(name) for name in names]
+        classes = [str(int(name) if y.dtype.kind == "f" else name) for name in names]
     else:
         if not np.issubdtype(y.dtype, np.integer):
             raise LabkitError(f"y: expected indices into classes, got values of type {y.dtype}")
-        labels = y
         if len(y) and not 0 <= y.min() <= y.max() < len(classes):
             got = f"got {y.min()} to {y.max()}"
             raise LabkitError(f"y: expected indices from 0 to {len(classes) - 1}, {got}")
+        labels = y.astype(np.int64)
     counts = np.bincount(labels, minlength=len(classes))
     if (n_classes := np.count_nonzero(counts)) < 2:
         raise LabkitError(f"y: expected at least two classes, got {n_classes}")
@@ -223,9 +245,7 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
-    try:
+    few = f"{len(labels)} rows of {len(np.unique(labels))} classes"
+    with in_words(f"y: {few} are too few to split"):
         left, held = train_test_split(rows, test_size=n, stratify=labels[rows], random_state=seed)
-    except ValueError as error:
-        few = f"{len(labels)} rows of {len(np.unique(labels))} classes"
-        raise LabkitError(f"y: {few} are too few to split: {error}") from error
     return left, held

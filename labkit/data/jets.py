@@ -6,8 +6,9 @@ from urllib.error import URLError
 
 import numpy as np
 
+from labkit.checks import check_memory
 from labkit.data.dataset import Dataset
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words
 
 JET_FEATURES = (
     "zlogz", "c1_b0_mmdt", "c1_b1_mmdt", "c1_b2_mmdt", "c2_b1_mmdt", "c2_b2_mmdt", "d2_b1_mmdt",
@@ -32,14 +33,12 @@ def read_jets(path: Path) -> Dataset:
     """
     import h5py
 
-    try:
-        with h5py.File(path, "r") as file:
-            if "t_allpar_new" not in file:
-                held = ", ".join(file) or "none"
-                raise LabkitError(f"path: {path} has no array 't_allpar_new'; it has {held}")
-            table = file["t_allpar_new"][:]
-    except OSError as error:
-        raise LabkitError(f"path: {path} is not an HDF5 file: {error}") from error
+    with in_words(f"path: {path} is not an HDF5 file of jets"), h5py.File(path, "r") as file:
+        if "t_allpar_new" not in file:
+            held = ", ".join(file) or "none"
+            raise LabkitError(f"path: {path} has no array 't_allpar_new'; it has {held}")
+        check_memory(f"path: {str(path)!r}", file["t_allpar_new"].nbytes)
+        table = file["t_allpar_new"][:]
     columns = [f"j_{name}" for name in JET_FEATURES]
     one_hot = [f"j_{name}" for name in JET_CLASSES]
     if absent := [c for c in columns + one_hot if c not in (table.dtype.names or ())]:

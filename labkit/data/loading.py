@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from labkit.checks import check_memory, readable
 from labkit.data.dataset import Dataset, encode, hold_out
 from labkit.data.jets import embedded_jets, openml_jets, read_jets
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.names import build, find
 
 CIFAR10_CLASSES = (
@@ -36,25 +37,22 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
     Raises:
         LabkitError: No such data set, file or column; or what it holds cannot be used.
     """
+    if not isinstance(name, str | Path):
+        raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}")
     if path is not None and name != "jsc":
-        raise LabkitError(f"path: only the data set 'jsc' takes one, not {name!r}")
+        raise LabkitError(f"path: only the data set 'jsc' takes one, not {str(name)!r}")
     if path is not None:
-        return read_jets(_existing("path", Path(path)))
+        return read_jets(readable("path", Path(path)))
     file, suffix = Path(name), Path(name).suffix.lower()
     if str(name) in DATA:
         return DATA[str(name)]()
-    if file.is_dir():
-        return read_cifar10(file)
-    if suffix in READERS:
-        return READERS[suffix](_existing("dataset", file), label)
+    with in_words(f"dataset: cannot read {str(name)!r}"):
+        if suffix in READERS:
+            return READERS[suffix](readable("dataset", file), label)
+        if file.is_dir():
+            return read_cifar10(file)
     more = f", the path of a {', '.join(READERS)} file, or of CIFAR-10's folder"
     return build("dataset", str(name), find("dataset", str(name), DATA, "data set", more), Dataset)
-
-
-def _existing(key: str, path: Path) -> Path:
-    if not path.is_file():
-        raise LabkitError(f"{key}: there is no file {str(path)!r}")
-    return path
 
 
 def _digits(*, as_images: bool) -> Dataset:
@@ -75,11 +73,14 @@ def read_table(path: Path, label: str) -> Dataset:
         LabkitError: It cannot be read, lacks the column of labels, or a feature is not numeric.
     """
     import pandas as pd
+    from pyarrow.parquet import read_metadata
 
-    try:
-        table = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        raise LabkitError(f"dataset: cannot read {path}: {error}") from error
+    if path.suffix.lower() == ".csv":
+        table = pd.read_csv(path)
+    else:
+        head = read_metadata(path)
+        check_memory(f"dataset: {str(path)!r}", 8 * head.num_rows * head.num_columns)
+        table = pd.read_parquet(path)
     _check_label(path, label, [*map(str, table)])
     y, features = table.pop(label).to_numpy(), [str(column) for column in table]
     for column in table:
@@ -95,11 +96,8 @@ def read_npz(path: Path, label: str) -> Dataset:
     Raises:
         LabkitError: It cannot be read, or holds other arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (ValueError, OSError) as error:
-        raise LabkitError(f"dataset: cannot read {path}: {error}") from error
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
     _check_label(path, label, arrays)
     labels = arrays.pop(label)
     if len(arrays) != 1:
@@ -140,13 +138,11 @@ def read_cifar10(folder: Path) -> Dataset:
 
 def _read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint8 images `[rows, 3, 32, 32]` and their labels."""
-    try:
-        with path.open("rb") as file:
+    with in_words(f"dataset: {path} is no batch of CIFAR-10"):
+        with readable("dataset", path).open("rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
         images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(batch[b"labels"], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise LabkitError(f"dataset: {path} is no batch of CIFAR-10: {error}") from error
     if len(images) != len(labels):
         raise LabkitError(f"dataset: {path}: {len(images)} images, but {len(labels)} labels")
     return images, labels
