@@ -30,21 +30,24 @@ class Table(BaseModel):
         __init__.__pydantic_base_init__ = True  # pydantic goes around it for a table in a table
 
 
-def checked(kind: type[TableType], values: object, where: str = "") -> TableType:
+def checked(
+    kind: type[TableType], values: object, where: str = "", *, context: object = None
+) -> TableType:
     """Returns a table of a kind.
 
     Args:
         kind: Its class.
         values: Key → value; or bytes, which are JSON.
         where: The key of the table, to go before those in it.
+        context: What its fields' own checks need to know.
 
     Raises:
         LabkitError: A key or a value is wrong; the message names both and what was expected.
     """
     try:
         if isinstance(values, bytes):
-            return kind.model_validate_json(values)
-        return kind.model_validate(values)
+            return kind.model_validate_json(values, context=context)
+        return kind.model_validate(values, context=context)
     except ValidationError as error:
         raise LabkitError(_explain(error, kind, where)) from error
 
@@ -62,7 +65,10 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str = "") -> 
             known = _keys(kind, location[:-1])
             return f"{key}: unknown key; {did_you_mean(location[-1], known)}{more}"
         case "value_error":
-            return f"{key}: {first['ctx']['error']}{more}".removeprefix(": ")
+            reason = str(first["ctx"]["error"]).removeprefix(
+                f"{location[-1]}: " if location else ""
+            )
+            return f"{key}: {reason}{more}".removeprefix(": ")
     expected = first["msg"].replace("Input should be", "expected")
     return f"{key}: {expected}, got {shown(first['input'])}{more}".removeprefix(": ")
 

@@ -50,14 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=int, metavar="N")
     folder = "by default results/ and the name of CONFIG"
     search.add_argument("--out", type=Path, metavar="FOLDER", help=folder)
-    storage = "an Optuna storage; by default FOLDER/study.db"
+    storage = "an Optuna storage; by default the one that FOLDER was made with, or its study.db"
     search.add_argument("--storage", metavar="URL", help=storage)
     search.set_defaults(run=_search)
 
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
     again.add_argument("folder", type=Path, metavar="FOLDER")
     again.add_argument("--seeds", type=int, metavar="N", default=5, help="of each network; 5")
-    again.add_argument("--storage", metavar="URL", help="as it was given to `labkit search`")
+    again.add_argument("--storage", metavar="URL", help=storage)
     again.set_defaults(run=_replicate)
 
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")

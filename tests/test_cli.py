@@ -78,9 +78,12 @@ def test_a_storage_of_ones_own(config: Path, tmp_path: Path) -> None:
     assert main(["replicate", str(out), "--seeds", "2", "--storage", url]) == 0
     table = (out / "best.md").read_text()
     assert "±" in table
-    assert main(["replicate", str(out)]) == 2
+    assert main(["replicate", str(out), "--seeds", "2"]) == 0  # the folder remembers it
     assert (out / "best.md").read_text() == table
-    assert (tmp_path / "all.db").exists()
+    (tmp_path / "all.db").unlink()
+    assert main(["replicate", str(out)]) == 2
+    assert main(["search", str(config), "--out", str(out), "--storage", url]) == 2
+    assert (out / "best.md").read_text() == table
     assert not (out / "study.db").exists()
 
 
@@ -90,7 +93,7 @@ def test_a_storage_of_ones_own(config: Path, tmp_path: Path) -> None:
         (["search", "none.toml"], "none.toml"),
         (["search", "{config}", "--trials", "0"], "n_trials: expected greater than or equal to 1"),
         (["search", "{config}", "--epochs", "-1"], "max_epochs: expected"),
-        (["search", "{config}", "--storage", "nonsense"], "storage: cannot open 'nonsense'"),
+        (["search", "{config}", "--storage", "nonsense"], "storage: 'nonsense': expected a URL"),
         (["dashboard", "nowhere"], "'nowhere' holds no study.db"),
     ],
 )

@@ -55,6 +55,11 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
     return build("dataset", str(name), find("dataset", str(name), DATA, "data set", more), Dataset)
 
 
+def names_file(name: str, place: Path) -> bool:
+    """Returns whether a data set's name is a file's, which would be at this place."""
+    return name not in DATA and (place.suffix.lower() in READERS or place.is_dir())
+
+
 def _digits(*, as_images: bool) -> Dataset:
     from sklearn.datasets import load_digits
 

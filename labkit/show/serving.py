@@ -15,7 +15,7 @@ import optuna_dashboard
 
 from labkit.errors import LabkitError
 from labkit.study.record import Trial
-from labkit.study.store import DATABASE, open_storage, open_study, read_trials
+from labkit.study.store import open_study, read_trials
 
 HOST = "127.0.0.1"
 STUDY = re.compile(r"/api/studies/\d+")  # what the dashboard's pages ask for a study and its trials
@@ -87,7 +87,7 @@ class _WithNotes:
 
     def __init__(self, folder: Path):
         self._study = open_study(folder)
-        self._app = optuna_dashboard.wsgi(open_storage(folder / DATABASE))
+        self._app = optuna_dashboard.wsgi(self._study._storage)
         self._notes: list[str] = []
         self._lock = threading.Lock()
 

@@ -7,11 +7,19 @@ import numbers
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 from labkit.checks import Table, checked, readable
+from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.study.record import Direction
 from labkit.study.runners import (
@@ -22,13 +30,25 @@ from labkit.study.runners import (
     RunnerSettings,
     get_runner,
 )
+from labkit.study.storage import as_url
 from labkit.training import TrainSettings
 
 Sampler = Literal["random", "tpe", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
+DEFAULT_PROJECT = "labkit"
 # What runners that train take from the top of a configuration, where their own tables are silent.
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
+
+
+T = TypeVar("T", str, Path)
+
+
+def _located(file: T, info: ValidationInfo) -> T:
+    """Returns where a file is; in a TOML, relative to the TOML. A name of no file stays."""
+    with in_words(f"cannot look for {shown(str(file))}"):
+        place = ((info.context or Path()) / file).resolve()
+        return type(file)(place) if isinstance(file, Path) or names_file(file, place) else file
 
 
 class SpaceTable(Table):
@@ -49,6 +69,8 @@ class SetupTable(Table):
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
         n_jobs: Networks that train at once, at most: trials of one round, in one stack.
+        storage: The URL of the storage that keeps the study; by default `study.db` in the results
+            folder. An SQLite file is relative to the TOML.
     """
 
     n_trials: int = Field(100, ge=1)
@@ -59,6 +81,9 @@ class SetupTable(Table):
     sum_scaled_metrics: bool = False
     direction: Direction | None = None
     n_jobs: int = Field(16, ge=1)
+    storage: Annotated[str, AfterValidator(lambda url, info: as_url(url, info.context))] | None = (
+        None
+    )
 
     @model_validator(mode="after")
     def _sum_has_direction(self) -> Self:
@@ -97,7 +122,8 @@ class SearchConfig(Table):
 
     Attributes:
         model: A name from `labkit.transform.models`, or `package.module:function`.
-        dataset: A name, a file, or `package.module:function`; see `labkit.data.load_data`.
+        dataset: A name, a file, or `package.module:function`; see `labkit.data.load_data`. Files
+            are relative to the TOML.
         label: The label column of a file of one's own.
         task: Only classification.
         max_epochs, batch_size, learning_rate: For `basic_train`, where its own table is silent.
@@ -112,16 +138,16 @@ class SearchConfig(Table):
     """
 
     model: str
-    dataset: str
+    dataset: Annotated[str, AfterValidator(_located)]
     label: str = "label"
     task: Literal["cls", "classification"] = "cls"
     max_epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
-    project: str = "labkit"
+    project: str = DEFAULT_PROJECT
     seed: int = Field(0, ge=0, lt=2**32)
-    load_name: Path | None = None
+    load_name: Annotated[Path, AfterValidator(_located)] | None = None
     load_type: Literal["pt", "pl", "safetensors"] = "pt"
     operators: tuple[str, ...] = ()
     search: SearchTable
@@ -326,14 +352,21 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
     """
     if isinstance(source, SearchConfig):
         return source
+    base = None
     if isinstance(source, str | Path):
-        path = readable("config", Path(source))
-        with in_words(f"config: {path} is not valid TOML"):
-            source = tomllib.loads(path.read_text(encoding="utf-8"))
+        base = Path(source).parent
+        source = read_toml(Path(source))
     if not isinstance(source, Mapping):
         expected = "expected the path of a TOML file, or its tables"
         raise LabkitError(f"config: {expected}, got {shown(source)}")
-    return checked(SearchConfig, source)
+    return checked(SearchConfig, source, context=base)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the tables of a TOML file, unchecked."""
+    path = readable("config", path)
+    with in_words(f"config: {path} is not valid TOML"):
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def to_tables(config: SearchConfig) -> dict[str, Any]:

@@ -27,8 +27,10 @@ from labkit.study.store import Description
 from labkit.training import check_fit
 from labkit.transform import Plan, find_channels, get_model
 
-# What may change between two runs that continue the same study.
-BUDGET = ("n_trials", "timeout", "n_jobs", "sampler")
+# What may change between two runs that continue the same study. Data and weights are known by what
+# they hold, wherever they are.
+BUDGET = ("n_trials", "timeout", "n_jobs", "sampler", "storage")
+PLACES = ("dataset", "load_name")
 
 
 class Experiment:
@@ -108,8 +110,8 @@ class Experiment:
     def _identity(self) -> fingerprint.Identity:
         version = importlib.metadata.version("labkit")  # another one may train otherwise
         settings = {"labkit": version, **_flatten(to_tables(self.config))}
-        for option in BUDGET:
-            settings.pop(f"search.strategy.setup.{option}", None)
+        for key in (*PLACES, *(f"search.strategy.setup.{option}" for option in BUDGET)):
+            settings.pop(key, None)
         keeps = self.training is not None and self.training.weights == "keep"
         definitions: dict[str, object] = {
             name: runner.run for name, (runner, _) in self.config.all_runners.items()

@@ -21,6 +21,7 @@ from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
 from labkit.study.results import Results
+from labkit.study.storage import without_password
 from labkit.study.store import DATABASE
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,14 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_config(config: SearchConfig, folder: Path) -> None:
     """Writes `config.toml`: the settings of a search."""
-    write(folder / "config.toml", tomli_w.dumps(to_tables(config)))
+    url = config.search.strategy.setup.storage
+    kept = config.replace(storage=url and without_password(url))
+    write(folder / "config.toml", tomli_w.dumps(to_tables(kept)))
+
+
+def has_results(folder: Path) -> bool:
+    """Returns whether a search has left trials in a folder."""
+    return (folder / "log.json").exists()
 
 
 def write_results(results: Results, folder: Path) -> None:

@@ -18,6 +18,7 @@ from labkit.errors import LabkitError, did_you_mean
 from labkit.study.front import Front
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
+from labkit.study.storage import faults_of
 from labkit.study.store import Description, describe, read_replicates, read_trials
 from labkit.transform import Plan
 
@@ -66,9 +67,10 @@ class Results:
         """Reads a study that labkit made.
 
         Raises:
-            LabkitError: It is none.
+            LabkitError: It is none, or cannot be read.
         """
-        return cls(read_trials(study), describe(study), read_replicates(study))
+        with faults_of(study.study_name):
+            return cls(read_trials(study), describe(study), read_replicates(study))
 
     @property
     def objectives(self) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -22,13 +23,20 @@ from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
 from labkit.study.executor import Executor, as_executor
 from labkit.study.experiment import Experiment
-from labkit.study.files import make_folder, remove_unfinished, write_config, write_results
+from labkit.study.files import (
+    has_results,
+    make_folder,
+    remove_unfinished,
+    write_config,
+    write_results,
+)
 from labkit.study.networks import FrontNetworks
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record
 from labkit.study.results import Results
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
-from labkit.study.store import DATABASE, Asked, Store
+from labkit.study.storage import as_url, named
+from labkit.study.store import Asked, Store, kept_in
 from labkit.study.trainer import Trainer
 from labkit.transform import Plan
 
@@ -49,7 +57,8 @@ class Search:
         epochs: In place of its `max_epochs`.
         seed: In place of its `seed`.
         folder: Where to leave the results, and to continue from; `None` leaves no files.
-        storage: An Optuna storage URL; by default `study.db` in the folder, or memory.
+        storage: The URL of an Optuna storage, or the storage itself; by default the one that the
+            folder was made with, `study.db` in the folder, or memory.
         executor: Where candidates train: by default in this process; or any
             `concurrent.futures.Executor`, such as a pool of processes.
 
@@ -78,14 +87,19 @@ class Search:
         seed: int | None = None,
         objectives: Mapping[str, str] | None = None,
         folder: str | Path | None = None,
-        storage: str | None = None,
+        storage: str | BaseStorage | None = None,
         executor: Executor | Pool | None = None,
     ):
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )
-        self.experiment = Experiment(checked, model, data)
         self.folder = None if folder is None else Path(folder)
+        known = self.folder and kept_in(self.folder)[0]
+        kept = storage or checked.search.strategy.setup.storage or known
+        if isinstance(kept, str):  # the folder remembers it
+            kept = as_url(kept)
+            checked = checked.replace(storage=kept)
+        self.experiment = Experiment(checked, model, data)
         self._trainer = Trainer(
             self.experiment, as_executor(executor), self._show, self._check_stop
         )
@@ -100,13 +114,18 @@ class Search:
         if self.folder is not None:
             make_folder(self.folder)
         self.store = Store(
-            storage or (self.folder and self.folder / DATABASE),
+            kept,
             checked.project,
             self.experiment.description(),
             self.space,
             sampler=checked.search.strategy.setup.sampler,
             seed=checked.seed,
         )
+        if self.folder is not None and not self.store.trials and has_results(self.folder):
+            raise LabkitError(
+                f"out: {str(self.folder)!r} holds the results of a study that is not in "
+                f"{named(kept)!r}; give its storage, or use another folder"
+            )
 
     @property
     def config(self) -> SearchConfig:
@@ -198,9 +217,10 @@ class Search:
     ) -> Iterator[threading.Event]:
         """Yields an event that is set where the run was stopped; writes the files in the end."""
         stopped = threading.Event()
-        with session(
-            self.folder, self.stop, progress=progress, total=total, unit=unit, done=done
-        ) as self._bar:
+        with (
+            self.store.driven(self.folder),
+            session(self.stop, progress=progress, total=total, unit=unit, done=done) as self._bar,
+        ):
             self.store.refresh()  # another search may have written the folder before
             self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
@@ -213,7 +233,7 @@ class Search:
                 stopped.set()
             finally:
                 self._stopping.clear()
-                if self.folder is not None:
+                if self.folder is not None and self.store.trials:
                     write_results(self.results(), self.folder)
 
     def _restore_networks(self) -> None:
@@ -286,7 +306,7 @@ def search(
     seed: int | None = None,
     objectives: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
-    storage: str | None = None,
+    storage: str | BaseStorage | None = None,
     executor: Executor | Pool | None = None,
     progress: bool = True,
 ) -> Results:

@@ -20,20 +20,23 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
+from labkit.study.claims import locked
+from labkit.study.config import DEFAULT_PROJECT, SetupTable, read_toml
 from labkit.study.fingerprint import Identity, difference
 from labkit.study.front import Front
 from labkit.study.record import Direction, FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
+from labkit.study.storage import DATABASE, database_file, named, open_storage
 from labkit.transform import Plan
 
 ATTRIBUTE = "labkit"  # of a study: what it is; of a trial: its record
 REPLICATES = "labkit:replicates:"  # of a study: those added to a trial later
-DATABASE = "study.db"
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -73,46 +76,51 @@ class Description:
     about: Mapping[str, Any]
 
 
-def open_storage(storage: str | Path) -> optuna.storages.BaseStorage:
-    """Returns an Optuna storage, by its URL or the path of an SQLite file.
+def kept_in(folder: Path) -> tuple[str | Path, str | None]:
+    """Returns where the study of a results folder is kept, and its name if others may be there.
 
-    Raises:
-        LabkitError: It cannot be opened.
+    Nothing that the folder's configuration names is imported.
     """
-    url = f"sqlite:///{storage}" if isinstance(storage, Path) else storage
-    try:
-        with quiet_optuna():
-            return optuna.storages.get_storage(url)
-    except Exception as error:  # SQLAlchemy's own kinds, by the driver
-        raise LabkitError(f"storage: cannot open {str(storage)!r}: {error}") from error
+    with contextlib.suppress(LabkitError, ValidationError, KeyError, TypeError, AttributeError):
+        tables = read_toml(folder / "config.toml")
+        setup = SetupTable.model_validate(tables["search"]["strategy"]["setup"], context=folder)
+        if setup.storage is not None:
+            return setup.storage, str(tables.get("project", DEFAULT_PROJECT))
+    return folder / DATABASE, None
 
 
 def open_study(folder: str | Path) -> optuna.Study:
     """Returns the study of a results folder, also while a search writes it.
 
     Raises:
-        LabkitError: The folder holds no study.
+        LabkitError: The folder holds no study, or its storage cannot be opened.
     """
-    database = Path(folder) / DATABASE
-    if not database.is_file():
+    storage, name = kept_in(Path(folder))
+    if isinstance(storage, Path) and not storage.is_file():
         raise LabkitError(f"folder: {str(folder)!r} holds no study.db; `labkit search` makes one")
-    storage = open_storage(database)
-    names = [study.study_name for study in storage.get_all_studies()]
-    if len(names) != 1:
-        raise LabkitError(f"folder: expected one study in {str(database)!r}, got {len(names)}")
-    return optuna.load_study(study_name=names[0], storage=storage)
+    opened = open_storage(storage)
+    names = [study.study_name for study in opened.get_all_studies()]
+    if name is None and len(names) != 1:
+        raise LabkitError(f"folder: expected one study in {str(storage)!r}, got {len(names)}")
+    if name is not None and name not in names:
+        raise LabkitError(f"storage: {named(storage)!r} holds no search {name!r}")
+    return optuna.load_study(study_name=name or names[0], storage=opened)
 
 
 def describe(study: optuna.Study) -> Description:
     """Returns what a study says of itself.
 
     Raises:
-        LabkitError: labkit did not make it.
+        LabkitError: labkit did not make it, or another version did.
     """
     known = study.user_attrs.get(ATTRIBUTE)
     if known is None:
         raise LabkitError(f"storage: the study {study.study_name!r} is not one of labkit's")
-    return Description(**(known | {"identity": Identity(**known["identity"])}))
+    try:
+        return Description(**(known | {"identity": Identity(**known["identity"])}))
+    except (KeyError, TypeError) as error:
+        what = f"the study {study.study_name!r} was made by another version of labkit"
+        raise LabkitError(f"storage: {what}") from error
 
 
 def read_trials(study: optuna.Study, first: int = 0) -> list[Trial]:
@@ -141,23 +149,16 @@ def _paired(by_seed: Sequence[Metrics | None]) -> list[Metrics]:
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
+    started, ended = frozen.datetime_start, frozen.datetime_complete
     try:
         record = Record.model_validate(frozen.user_attrs[ATTRIBUTE])
+        if started is None or ended is None:
+            raise KeyError
     except (KeyError, ValidationError) as error:
-        raise LabkitError(
-            f"storage: trial {frozen.number} has no record that labkit wrote: {error}"
-        ) from error
-    assert frozen.datetime_start is not None
-    assert frozen.datetime_complete is not None
+        message = f"storage: trial {frozen.number} has no record that labkit wrote"
+        raise LabkitError(message) from error
     values = None if frozen.values is None else tuple(frozen.values)
-    return Trial(
-        frozen.number,
-        frozen.params,
-        values,
-        record,
-        frozen.datetime_start,
-        frozen.datetime_complete,
-    )
+    return Trial(frozen.number, frozen.params, values, record, started, ended)
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Store:
     """A study that a search continues.
 
     Args:
-        storage: An Optuna storage URL, the path of an SQLite file, or `None` for memory.
+        storage: As `open_storage` takes it, or `None` for memory.
         name: Of the study. A file holds one study only.
         description: What the study is; one that exists must be the same.
         space: Which parameters a trial has.
@@ -201,7 +202,7 @@ class Store:
 
     def __init__(
         self,
-        storage: str | Path | None,
+        storage: str | Path | BaseStorage | None,
         name: str,
         description: Description,
         space: SearchSpaceBase,
@@ -211,7 +212,7 @@ class Store:
     ):
         self.description, self.space = description, space
         self._every = space.networks if sampler == "bruteforce" else None
-        self._sampler, self._seed = sampler, seed
+        self._storage, self._sampler, self._seed = storage, sampler, seed
         self.study = _open_or_create(storage, name, description)
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
@@ -234,6 +235,19 @@ class Store:
     def added_replicates(self) -> dict[int, list[Metrics]]:
         """Trial → replicates of its network, as `read_replicates` returns them."""
         return {number: _paired(by_seed) for number, by_seed in self._added.items()}
+
+    @contextlib.contextmanager
+    def driven(self, folder: Path | None) -> Iterator[None]:
+        """Lets this search alone add to the study and write a folder.
+
+        Raises:
+            LabkitError: Another one does; it says which.
+        """
+        databases = [] if folder is None else [folder / DATABASE]
+        if (file := database_file(self._storage)) is not None:
+            databases.append(file)
+        with locked(databases):
+            yield
 
     def refresh(self) -> None:
         """Takes in what others have added to the storage."""
@@ -325,9 +339,10 @@ class Store:
 
 
 def _open_or_create(
-    storage: str | Path | None, name: str, description: Description
+    storage: str | Path | BaseStorage | None, name: str, description: Description
 ) -> optuna.Study:
-    opened = optuna.storages.InMemoryStorage() if storage is None else open_storage(storage)
+    opened = None if storage is None else open_storage(storage, create=True)
+    opened = opened or optuna.storages.InMemoryStorage()
     others = [study.study_name for study in opened.get_all_studies()]
     if isinstance(storage, Path) and others and name not in others:
         raise LabkitError(
@@ -347,7 +362,7 @@ def _open_or_create(
             study.set_metric_names(list(description.directions))
     elif changed := difference(describe(study).identity, description.identity):
         key, _, what = changed.partition(": ")
-        where = str(storage.parent if isinstance(storage, Path) else storage)
+        where = named(storage.parent if isinstance(storage, Path) else storage)
         raise LabkitError(f"{key}: {where!r} holds {what}; use another folder")
     return study
 

@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_said_before_the_search(
 ) -> None:
     with pytest.raises(LabkitError, match="does not take the rows of blobs"):
         Search(tables, model=nn.Linear(3, 5), data=blobs)
-    with pytest.raises(LabkitError, match="storage: cannot open 'nonsense'"):
+    with pytest.raises(LabkitError, match="storage: 'nonsense': expected a URL, such as"):
         Search(tables, data=blobs, storage="nonsense")
     (tmp_path / "file").write_text("")
     with pytest.raises(LabkitError, match="out: cannot make"):

@@ -1,24 +1,21 @@
-"""What is around a run: the bar, the log above it, the lock, Ctrl-C."""
+"""What is around a run: the bar, the log above it, Ctrl-C."""
 
 import logging
 import signal
-from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
-from labkit.errors import LabkitError
 from labkit.study.session import session
 
 
 def test_a_bar_counts_from_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     options: Any = {"total": 8, "unit": "trial", "done": 5}
-    with session(None, lambda: None, progress=True, **options) as bar:
+    with session(lambda: None, progress=True, **options) as bar:
         bar.update()
         assert (bar.n, bar.total, bar.unit, bar.disable) == (6, 8, "trial", False)
     assert "6/8" in capsys.readouterr().err
-    with session(None, lambda: None, progress=False, total=8, unit="trial") as bar:
+    with session(lambda: None, progress=False, total=8, unit="trial") as bar:
         assert (bar.disable, bar.n) == (True, 0)
     assert capsys.readouterr().err == ""
 
@@ -27,7 +24,7 @@ def test_a_bar_counts_from_what_is_done(capsys: pytest.CaptureFixture[str]) -> N
 def test_handlers_of_the_log_come_back(progress: bool) -> None:
     loggers = logging.root, logging.getLogger("labkit")
     before = [list(logger.handlers) for logger in loggers]
-    with session(None, lambda: None, progress=progress, total=1, unit="trial"):
+    with session(lambda: None, progress=progress, total=1, unit="trial"):
         changed = [list(logger.handlers) != own for logger, own in zip(loggers, before)]
     # Under pytest the root has handlers: the user's own, which then write above the bar.
     assert changed == [progress, False]
@@ -38,29 +35,16 @@ def test_without_a_log_of_the_users_own_messages_go_to_labkits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
-    with session(None, lambda: None, progress=True, total=1, unit="trial"):
+    with session(lambda: None, progress=True, total=1, unit="trial"):
         assert logging.getLogger("labkit").handlers
         assert logging.root.handlers == []
     assert not logging.getLogger("labkit").handlers
 
 
-def test_a_folder_is_one_processs_at_a_time(tmp_path: Path) -> None:
-    lock = filelock.FileLock(tmp_path / ".lock", timeout=0)
-    options: Any = {"progress": False, "total": 1, "unit": "trial"}
-    with session(tmp_path, lambda: None, **options), pytest.raises(filelock.Timeout):
-        lock.acquire()
-    with (
-        lock,
-        pytest.raises(LabkitError, match="out: another search is running in"),
-        session(tmp_path, lambda: None, **options),
-    ):
-        pass
-
-
 def test_ctrl_c_asks_to_stop() -> None:
     asked: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    with session(None, lambda: asked.append(1), progress=False, total=1, unit="trial"):
+    with session(lambda: asked.append(1), progress=False, total=1, unit="trial"):
         signal.raise_signal(signal.SIGINT)
         assert asked == [1]
     assert signal.getsignal(signal.SIGINT) is before

@@ -84,7 +84,7 @@ def test_a_trial_is_one_transaction(space: ChannelMultiplierSpace, tmp_path: Pat
     store = make(tmp_path / "study.db", space)
     before = sqlite3.connect(tmp_path / "study.db").total_changes
     counted = []
-    engine = store.study._storage._backend.engine  # type: ignore[attr-defined]
+    engine = store.study._storage._inner._backend.engine  # type: ignore[attr-defined]
     from sqlalchemy import event
 
     @event.listens_for(engine, "commit")
