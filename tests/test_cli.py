@@ -168,7 +168,7 @@ def test_the_dashboard_shows_the_study_on_loopback(config: Path, tmp_path: Path)
         assert link.startswith("http://127.0.0.1:")
         for _ in range(100):
             try:
-                with urllib.request.urlopen(link + "api/studies") as answer:
+                with urllib.request.urlopen(link.replace("dashboard", "api/studies")) as answer:
                     assert b"jsc-toy" in answer.read()
                 break
             except OSError:

@@ -1,13 +1,16 @@
-"""optuna-dashboard on the study of a results folder, on loopback."""
+"""optuna-dashboard on the study of a results folder: on loopback, for whoever has the link."""
 
+import hmac
 import html
 import json
 import re
+import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
+from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -36,7 +39,7 @@ class Dashboard:
     In a notebook it displays itself.
 
     Attributes:
-        link: Where it is, on this computer only.
+        link: Where it is, on this computer only, and the token that lets a browser in.
     """
 
     def __init__(self, folder: str | Path, port: int | None = None):
@@ -45,7 +48,9 @@ class Dashboard:
             self._server = make_server(HOST, port or 0, app, _Server, _QuietHandler)
         except (OSError, OverflowError) as error:
             raise LabkitError(f"port: {port} cannot be used: {error}") from error
-        self.link = f"http://{HOST}:{self._server.server_port}/"
+        guard = _Guard(app, self._server.server_port)
+        self._server.set_app(guard)
+        self.link = f"{guard.origin}/dashboard?token={guard.token}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -60,8 +65,9 @@ class Dashboard:
         self._thread.join()
 
     def _repr_html_(self) -> str:
+        address = self.link.partition("?")[0]
         return (
-            f'<p><a href="{self.link}" target="_blank" rel="noopener">{self.link}</a></p><iframe '
+            f'<p><a href="{self.link}" target="_blank" rel="noopener">{address}</a></p><iframe '
             f'src="{self.link}" title="optuna-dashboard" width="100%" height="600"></iframe>'
         )
 
@@ -77,6 +83,56 @@ def dashboard(folder: str | Path, port: int | None = None) -> Dashboard:
         LabkitError: The folder holds no study, or the port is taken.
     """
     return Dashboard(folder, port)
+
+
+class _Guard:
+    """Lets in who has the link: by the token in it, and then by a cookie.
+
+    Pages of other sites that are open in the user's browser reach loopback, too, and by DNS
+    rebinding even under a name of their own: hence the Host, and the Origin of what writes.
+    """
+
+    def __init__(self, app: Callable[..., Iterable[bytes]], port: int):
+        self._app = app
+        self._host = HOST if port == 80 else f"{HOST}:{port}"  # browsers leave that one out
+        self.origin = f"http://{self._host}"
+        self.token = secrets.token_urlsafe()
+        self._cookie = f"labkit-{port}={self.token}"  # browsers share cookies between ports
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = parse_qs(environ.get("QUERY_STRING", "")).get("token", [""])[0]
+        has_link = _equal(given, self.token)
+        if refusal := self._refusal(environ, has_link):
+            start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+            return [f"labkit: {refusal}\n".encode()]
+        if not has_link:
+            return self._app(environ, start_response)
+        # A notebook that is open as `localhost` is of another site than its frame: browsers keep a
+        # strict cookie from that, but not one for frames in that notebook's site alone.
+        place = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_SEC_FETCH_DEST")
+        framed = place == ("cross-site", "iframe")
+        site = "None; Secure; Partitioned" if framed else "Strict"
+        cookie = ("Set-Cookie", f"{self._cookie}; Path=/; HttpOnly; SameSite={site}")
+        return self._app(
+            environ,
+            lambda status, headers, *error: start_response(status, [*headers, cookie], *error),
+        )
+
+    def _refusal(self, environ: WSGIEnvironment, has_link: bool) -> str | None:
+        """Returns why a request is not answered, if it is not."""
+        if environ.get("HTTP_HOST") != self._host:
+            return f"this dashboard answers at {self.origin} only"
+        reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if not reads and environ.get("HTTP_ORIGIN") != self.origin:
+            return "only the dashboard's own pages may change a study"
+        cookies = environ.get("HTTP_COOKIE", "").split(";")
+        if not has_link and not any(_equal(cookie.strip(), self._cookie) for cookie in cookies):
+            return "open the whole link that labkit gave, with its token"
+        return None
+
+
+def _equal(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
 
 
 class _WithNotes:
@@ -117,4 +173,6 @@ class _WithNotes:
 def _note(trial: Trial) -> str:
     record = trial.record
     said = record.source if record.failure is None else html.escape(record.failure.message)
-    return f"{said}\n\n" + "".join(f"- `{name}`: {n}\n" for name, n in record.widths.items())
+    names = (html.escape(name).replace("`", "'") for name in record.widths)
+    widths = zip(names, record.widths.values())
+    return f"{said}\n\n" + "".join(f"- `{name}`: {n}\n" for name, n in widths)

@@ -6,14 +6,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+import labkit
+from labkit.data import Dataset
 from tests.conftest import ROOT
 
 expect.set_options(timeout=30_000)  # a machine may be busy; what must be quick says so itself
@@ -64,6 +69,13 @@ def lab(tmp_path: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=20)
+
+
+@pytest.fixture
+def folder(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Path:
+    """The results of a short search."""
+    labkit.search(tables, data=blobs, trials=2, folder=tmp_path, progress=False)
+    return tmp_path
 
 
 @pytest.fixture
@@ -149,6 +161,31 @@ def look_at_the_dashboard(page: Page) -> None:
     study.goto(re.sub("studies/(\\d+).*", r"studies/\1/trials", study.url))
     expect(study.get_by_text("seq_blocks_2").first).to_be_visible()
     shoot(study, "7-dashboard-trials")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])  # the latter is another site
+def test_the_dashboard_in_a_notebook_opened_as(host: str, page: Page, folder: Path) -> None:
+    dashboard = labkit.dashboard(folder)
+
+    class Notebook(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(dashboard._repr_html_().encode())
+
+    with HTTPServer(("127.0.0.1", 0), Notebook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.goto(f"http://{host}:{server.server_port}/")
+        expect(page.frame_locator("iframe").get_by_text("jsc-toy").first).to_be_visible()
+        with page.expect_popup() as popup:
+            page.locator("a").click()
+        popup.value.get_by_text("jsc-toy").first.click()
+        popup.value.wait_for_url("**/dashboard/studies/1**")
+        popup.value.reload()
+        expect(popup.value.get_by_text("jsc-toy").first).to_be_visible()
+        server.shutdown()
+    dashboard.stop()
 
 
 def test_the_sliders_of_a_network(lab: str, page: Page) -> None:
