@@ -1,10 +1,12 @@
 """What labkit knows of each kind of operator: one class a kind, one module a family."""
 
 import labkit.runtime  # noqa: F401 — first, since it loads torch
+from labkit.operators import attention as attention
 from labkit.operators import elementwise as elementwise
 from labkit.operators import normalisation as normalisation
 from labkit.operators import pooling as pooling
 from labkit.operators import products as products
+from labkit.operators import recurrent as recurrent
 from labkit.operators import shaping as shaping
 from labkit.operators.base import Call as Call
 from labkit.operators.base import Layer as Layer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -46,6 +46,9 @@ class Call:
         axes: Those of every tensor of the network so far.
         mixing: What `mix` has collected.
         literals: What `literal` has collected.
+        batches: What `batch` has collected.
+        heads: Which axes of what it returns are known to be heads, by their indices: a number in
+            the code, which may change.
     """
 
     node: Node
@@ -55,6 +58,8 @@ class Call:
     axes: Mapping[Node, Any]
     mixing: list[tuple[Layout, bool]] = field(default_factory=list)
     literals: list[tuple[Path, Layout | list[Layout]]] = field(default_factory=list)
+    batches: list[Layout] = field(default_factory=list)
+    heads: Collection[int] = ()
 
     @property
     def x(self) -> Any:
@@ -78,6 +83,10 @@ class Call:
             averages: Whether channels copied equally often leave what it computes as it is.
         """
         self.mixing.append((axis, averages))
+
+    def batch(self, axis: Layout) -> None:
+        """Says that it does the same for each entry of an axis, as an attention for its heads."""
+        self.batches.append(axis)
 
     def literal(self, path: Path, value: Layout | list[Layout]) -> None:
         """Says that a size among its arguments follows a width.
@@ -104,6 +113,8 @@ class Operator:
             `IN`, one for each input channel, and summed over; `EACH`, one for each input channel,
             each used by itself; `None`, something else.
         attributes: Attribute of a layer → `IN` or `OUT`, the width that it has as a number.
+        heads: Attribute that is the number of equal blocks, such as heads, that its output channels
+            lie in, where that can change; it is set before `carry` is called.
         flops_each: What it costs for each element that it puts out, where that is a constant.
     """
 
@@ -114,6 +125,7 @@ class Operator:
     matrix_product: ClassVar[bool] = False
     tensors: ClassVar[Mapping[str, tuple[Axis | None, ...]]] = {}
     attributes: ClassVar[Mapping[str, Axis]] = {}
+    heads: ClassVar[str | None] = None
     flops_each: ClassVar[int | None] = None
 
     @property

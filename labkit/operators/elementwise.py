@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,18 @@ from labkit.operators.building import NotStackable, StackBuilder, Stacked, at_ze
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import describe
 from labkit.operators.weights import OUT
+
+
+def meet(axes: Sequence[Layout], node: Node) -> Layout:
+    """Joins axes that meet in a call, and returns them as one; those of size 1 are broadcast."""
+    wide = [axis for axis in axes if lay.size(axis) > 1]
+    for axis in axes if wide else ():
+        if lay.size(axis) == 1:
+            lay.fix(axis, f"it is broadcast over channels in {describe(node)}")
+    first, *others = wide or axes
+    for axis in others:
+        lay.join(first, axis)
+    return first
 
 
 @register_operator
@@ -36,10 +49,13 @@ class Elementwise(Operator):
         torch.sigmoid, torch.tanh, torch.exp, torch.log, torch.abs, torch.neg, torch.sqrt,
         torch.square, torch.clamp, torch.add, torch.sub, torch.mul, torch.div, torch.maximum,
         torch.minimum, torch.pow, operator.add, operator.sub, operator.mul, operator.truediv,
+        torch.where, torch.rsqrt, torch.sin, torch.cos, torch.erf, torch.addcmul, torch.addcdiv,
+        torch.lerp, operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne,
         operator.neg, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.pow,
         "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "log", "abs", "neg", "sqrt",
         "square", "clamp", "clamp_", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
-        "pow", "float", "double",
+        "pow", "float", "double", "where", "rsqrt", "sin", "cos", "erf", "addcmul", "addcmul_",
+        "addcdiv", "lerp", "masked_fill", "masked_fill_",
     )  # fmt: skip
 
     def flow(self, call: Call) -> Any:
@@ -48,15 +64,7 @@ class Elementwise(Operator):
             return None
         result: Axes = []
         for i in range(1, max(map(len, call.inputs)) + 1):
-            meeting = [axes[-i] for axes in call.inputs if len(axes) >= i]
-            wide = [axis for axis in meeting if lay.size(axis) > 1]
-            for axis in meeting if wide else ():
-                if lay.size(axis) == 1:
-                    lay.fix(axis, f"it is broadcast over channels in {describe(call.node)}")
-            first, *others = wide or meeting
-            for axis in others:
-                lay.join(first, axis)
-            result.insert(0, first)
+            result.insert(0, meet([axes[-i] for axes in call.inputs if len(axes) >= i], call.node))
         return result
 
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
@@ -110,8 +118,14 @@ class ChannelDropout(Passing):
 class Softmax(Elementwise):
     """Not elementwise, but it keeps the shape and has no parameters, so a width passes through."""
 
-    modules = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
-    functions = (F.softmax, F.log_softmax, torch.softmax, "softmax", "log_softmax")
+    modules: ClassVar[Modules] = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    functions: ClassVar[Functions] = (
+        F.softmax,
+        F.log_softmax,
+        torch.softmax,
+        "softmax",
+        "log_softmax",
+    )
 
     def flow(self, call: Call) -> Any:
         dim = call.module.dim if call.module is not None else call.argument(1, "dim")
@@ -120,6 +134,19 @@ class Softmax(Elementwise):
 
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         return None
+
+
+@register_operator
+class Normalize(Softmax):
+    """Division by the norm over an axis."""
+
+    modules = ()
+    functions = (F.normalize,)
+    flops_each = 2
+
+    def flow(self, call: Call) -> Any:
+        call.mix(call.x[call.argument(2, "dim", 1)])
+        return Elementwise.flow(self, call)
 
 
 @register_operator

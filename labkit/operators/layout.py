@@ -2,7 +2,9 @@
 
 An axis is a `Layout`, a row of `Term`s side by side. A term is a `Var`, a width that may change,
 each of whose channels lies there as a block of `inner` elements: flattening `[x, 4, 4]` gives
-`x · 16`, concatenating gives `x + y`, and a convolution in 32 groups reads `x + x + … + x`.
+`x · 16`, concatenating gives `x + y`, and a convolution in 32 groups reads `x + x + … + x`. Two
+widths that were flattened, as the heads of an attention and what each has, are a variable with
+`factors`; it is one only as long as both can change.
 
 Two axes that must agree are joined: where they differ, a variable is defined by the others or cut
 in two. What cannot be expressed is fixed, so that no width is ever wrong.
@@ -22,11 +24,13 @@ class Var:
         size: How wide it is now.
         fixed: Why it cannot change, or `None`.
         unknown: It is fixed because labkit does not know what some node does.
+        factors: The two axes that were flattened to it, if any.
         equals: The layout that it turned out to be; then it is no variable any more.
     """
 
     def __init__(self, size: int, fixed: str | None = None, unknown: bool = False):
         self.size, self.fixed, self.unknown = size, fixed, unknown
+        self.factors: tuple[Layout, Layout] | None = None
         self.equals: Layout | None = None
 
     def fix(self, why: str, unknown: bool = False) -> None:
@@ -89,12 +93,15 @@ def expand(layout: Iterable[Term]) -> Layout:
     """Returns the layout in terms of variables that are not defined by others."""
     terms: list[Term] = []
     for term in layout:
-        if term.var.equals is None:
+        var = term.var
+        if var.factors and var.equals is None and not all(map(free, var.factors)):
+            var.equals = product(*var.factors)
+        if var.equals is None:
             terms.append(term)
         else:
             terms += expand(
                 Term(part.var, part.inner * term.inner, part.ordered and term.ordered)
-                for part in term.var.equals
+                for part in var.equals
             )
     return tuple(terms)
 
@@ -107,7 +114,10 @@ def free(layout: Layout) -> bool:
 def fix(layout: Iterable[Term], why: str, unknown: bool = False) -> None:
     """Keeps an axis as it is."""
     for term in expand(layout):
-        term.var.fix(why, unknown)
+        for factor in term.var.factors or ():
+            fix(factor, why, unknown)
+        if not term.var.factors:
+            term.var.fix(why, unknown)
 
 
 def join(a: Layout, b: Layout) -> None:
@@ -130,7 +140,13 @@ def _equate(s: Term, t: Term) -> None:
     if s.var is t.var:
         return
     ordered = s.ordered and t.ordered
-    if s.inner % t.inner == 0:
+    if s.var.factors and not (t.var.factors or s.inner % t.inner):
+        t.var.define((Term(s.var, s.inner // t.inner, ordered),))
+    elif t.var.factors and not (s.var.factors or t.inner % s.inner):
+        s.var.define((Term(t.var, t.inner // s.inner, ordered),))
+    elif s.var.factors or t.var.factors:
+        _equate_products(s, t)
+    elif s.inner % t.inner == 0:
         t.var.define((Term(s.var, s.inner // t.inner, ordered),))
     elif t.inner % s.inner == 0:
         s.var.define((Term(t.var, t.inner // s.inner, ordered),))
@@ -139,6 +155,19 @@ def _equate(s: Term, t: Term) -> None:
         common = Var(s.size // least)
         s.var.define((Term(common, least // s.inner, ordered),))
         t.var.define((Term(common, least // t.inner, ordered),))
+
+
+def _equate_products(s: Term, t: Term) -> None:
+    """Makes two terms of equal size one, of which one at least is of a product."""
+    a, b = s.var.factors or (), t.var.factors or ()
+    if s.inner == t.inner and list(map(size, a)) == list(map(size, b)):
+        for factor, other in zip(a, b):
+            join(factor, other)
+        t.var.equals = (replace(s, inner=1, ordered=s.ordered and t.ordered),)
+        return
+    why = "it is a product of two widths, and is cut in other ways elsewhere"
+    fix((s, t), why)
+    join((s,), (t,))
 
 
 def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
@@ -162,6 +191,15 @@ def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
 
 def _cut(term: Term, at: int) -> list[Term]:
     var, inner = term.var, term.inner
+    if var.factors is not None:
+        outer, block = var.factors
+        if at % (inner * size(block)) or not term.ordered:
+            fix((term,), "its channels are cut in the middle")
+        else:
+            first = at // (inner * size(block))
+            halves = split(outer, [first, size(outer) - first])
+            var.equals = tuple(t for half in halves for t in product(half, block) or ())
+        return list(expand((term,)))
     if at % inner == 0 and term.ordered:
         left, right = Var(at // inner), Var(var.size - at // inner)
         var.define((Term(left), Term(right)))
@@ -183,12 +221,30 @@ def split_evenly(layout: Layout, n: int) -> Layout:
 
 
 def product(*axes: Layout) -> Layout | None:
-    """Returns axes as one, the last running fastest; `None` where more than one can change."""
+    """Returns axes as one, the last running fastest.
+
+    `None` where more can change than two neighbours.
+    """
     at, *others = [i for i, axis in enumerate(axes) if free(axis)] or [0]
-    if others:
+    for axis in axes if others else ():
+        if size(axis) == 1:
+            fix(axis, "it is one alone, and is flattened with others")
+            return product(*axes)
+    if others == [at + 1]:
+        both = Var(size(axes[at]) * size(axes[at + 1]))
+        both.factors = axes[at], axes[at + 1]
+        axes = *axes[:at], (Term(both),), *axes[at + 2 :]
+    elif others:
         return None
     outer, inner = (math.prod(map(size, part)) for part in (axes[:at], axes[at + 1 :]))
     return tuple(replace(t, inner=t.inner * inner) for t in expand(axes[at])) * outer
+
+
+def factor(layout: Layout, n: int) -> tuple[Layout, Layout]:
+    """Returns an axis as n blocks of equal size: their number and their size may both change."""
+    blocks, block = width(n), width(size(layout) // n)
+    join(layout, product(blocks, block) or ())
+    return expand(blocks), expand(block)
 
 
 def without_inner(layout: Layout, n: int) -> Layout:
@@ -200,6 +256,10 @@ def without_inner(layout: Layout, n: int) -> Layout:
         rest[:1] = expand(rest[:1])  # a variable that comes twice may be defined by now
         term = rest.pop(0)
         common = math.gcd(term.inner, n)
+        if term.var.factors and common < n:
+            fix(term.var.factors[1], "it is the size of a block, as a number")
+            rest[:0] = expand((term,))
+            continue
         block = n // common  # channels that make one of the axis
         if not cut and term.var.size % block == 0:
             var = term.var

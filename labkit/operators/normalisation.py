@@ -137,12 +137,12 @@ CHANNEL_NORM = ChannelNorm()
 class LayerNorm(Normalisation):
     """All features of the last axis; over several axes it is not known."""
 
-    modules = (nn.LayerNorm,)
+    modules = (nn.LayerNorm, nn.RMSNorm)
     mixes = True
     tensors: ClassVar = {"weight": (OUT,), "bias": (OUT,)}
     attributes: ClassVar = {"normalized_shape": OUT}
 
-    def sides(self, module: nn.LayerNorm) -> tuple[Layout, Layout] | None:
+    def sides(self, module: nn.LayerNorm | nn.RMSNorm) -> tuple[Layout, Layout] | None:
         if len(module.normalized_shape) > 1:
             return None
         axis = lay.width(module.normalized_shape[0])

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
 from labkit.operators.base import Axes, Call, Operator, Path, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
-from labkit.operators.elementwise import Elementwise
+from labkit.operators.elementwise import Elementwise, meet
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import Size, argument, as_tuple, describe, run
 
@@ -29,16 +30,12 @@ class Moving(Operator):
 
 @register_operator
 class Attribute(Moving):
-    """What is read off a tensor: a size where it is no tensor, and otherwise unknown."""
+    """What is read off a tensor: its transpose, a size where it is no tensor; else unknown."""
 
     functions = (getattr, "size", "dim", "numel")
 
-
-@register_operator
-class Unflatten(Moving):
-    """Its sizes are options of the layer, so what it reads keeps its width."""
-
-    modules = (nn.Unflatten,)
+    def flow(self, call: Call) -> Any:
+        return transposed(call) if call.node.args[1:] in (("T",), ("mT",)) else None
 
 
 @register_operator
@@ -72,7 +69,8 @@ class Reshape(Moving):
                 return None  # channels times channels
             given = [sizes[i][0] if by_number else None for i in after]
             as_image = len(call.x) == 2 and after.start == 1  # from features to channels and space
-            result += _dealt(merged, [shape[i] for i in after], given, as_image)
+            heads = [i - after.start for i in after if i in call.heads]
+            result += _dealt(merged, [shape[i] for i in after], given, as_image, heads)
         for size, axis, (number, path) in zip(shape, result, sizes):
             if number == size and isinstance(number, int) and lay.free(axis):
                 call.literal(path, axis)
@@ -88,10 +86,44 @@ class Reshape(Moving):
         return Stacked(flat, real, spatial=False)
 
 
-def _dealt(axis: Layout, sizes: Sequence[int], given: Sequence[Any], first: bool) -> Axes:
-    """Returns an axis as several, of which one has the channels: the first, where asked."""
+@register_operator
+class Unflatten(Moving):
+    """One axis as several; a layer has their sizes as options, so it keeps what it reads."""
+
+    modules = (nn.Unflatten,)
+    functions = (torch.unflatten, "unflatten")
+
+    def flow(self, call: Call) -> Any:
+        module: Any = call.module
+        dim = call.argument(1, "dim") if module is None else module.dim
+        sizes = call.argument(2, "sizes") if module is None else module.unflattened_size
+        dim %= len(call.x)
+        shape = call.shape[dim : dim + len(sizes)]
+        if not lay.free(call.x[dim]):
+            return [*call.x[:dim], *map(lay.plain, shape), *call.x[dim + 1 :]]
+        heads = [i - dim for i in call.heads]
+        dealt = _dealt(call.x[dim], shape, sizes, False, heads)
+        for i, (axis, size) in enumerate(zip(dealt, sizes)):
+            if lay.free(axis) and size != -1:
+                if module is not None:
+                    return None
+                path: Path = ("args", 2) if len(call.node.args) > 2 else ("kwargs", "sizes")
+                call.literal([*path, i], axis)
+        return [*call.x[:dim], *dealt, *call.x[dim + 1 :]]
+
+
+def _dealt(
+    axis: Layout, sizes: Sequence[int], given: Sequence[Any], first: bool, heads: Sequence[int]
+) -> Axes:
+    """Returns an axis as several, of which one has the channels: the first, where asked.
+
+    Of heads, the last but one, both their number and their width can change.
+    """
     if len(sizes) == 1:
         return [axis]
+    if list(heads) == [len(sizes) - 2]:
+        *before, n, _ = sizes
+        return [*map(lay.plain, before), *lay.factor(lay.split_evenly(axis, math.prod(before)), n)]
     # The one whose size the code read off a tensor or left open; else the first that can be.
     derived = [i for i, g in enumerate(given) if isinstance(g, Size) or g == -1]
     inner = math.gcd(*[term.inner for term in lay.expand(axis)])
@@ -137,10 +169,15 @@ class Permute(Moving):
     )  # fmt: skip
 
     def flow(self, call: Call) -> Any:
-        # The sizes of a tensor that is moved alike say which axis went where.
-        marked = torch.empty([2 + i for i in range(len(call.x))], device="meta")
-        moved = run(call.node, None, lambda: marked)
-        return [lay.plain(1) if size == 1 else call.x[size - 2] for size in moved.shape]
+        return transposed(call)
+
+
+def transposed(call: Call) -> Axes:
+    """Returns the axes of a tensor in another order."""
+    # The sizes of a tensor that is moved alike say which axis went where.
+    marked = torch.empty([2 + i for i in range(len(call.x))], device="meta")
+    moved = run(call.node, None, lambda: marked)
+    return [lay.plain(1) if size == 1 else call.x[size - 2] for size in moved.shape]
 
 
 @register_operator
@@ -191,10 +228,86 @@ class Shuffle(Moving):
 
 
 @register_operator
+class PixelShuffle(Moving):
+    """Deals out a block of each channel over space."""
+
+    modules = (nn.PixelShuffle,)
+    functions = (F.pixel_shuffle,)
+
+    def factor(self, call: Call) -> int:
+        """Returns how many elements of one channel become space."""
+        module: Any = call.module
+        return int(call.argument(1, "upscale_factor") if module is None else module.upscale_factor)
+
+    def flow(self, call: Call) -> Any:
+        *rows, channels, _, _ = call.x
+        channels = lay.without_inner(channels, self.factor(call) ** 2)
+        return [*rows, channels, *map(lay.plain, call.shape[-2:])]
+
+
+@register_operator
+class PixelUnshuffle(Moving):
+    """Makes a block of channels of space."""
+
+    modules = (nn.PixelUnshuffle,)
+    functions = (F.pixel_unshuffle,)
+
+    def flow(self, call: Call) -> Any:
+        *rows, channels, _, _ = call.x
+        block = lay.plain(call.shape[-3] // lay.size(channels))
+        return [*rows, lay.product(channels, block), *map(lay.plain, call.shape[-2:])]
+
+
+@register_operator
+class Roll(Moving):
+    """Moves elements along axes, which keep their width."""
+
+    functions = (torch.roll, torch.flip, "roll", "flip")
+
+    def flow(self, call: Call) -> Any:
+        is_roll = call.node.target in (torch.roll, "roll")
+        dims = call.argument(2 if is_roll else 1, "dims")
+        moved = range(len(call.x)) if dims in (None, ()) else as_tuple(dims)
+        return None if any(lay.free(call.x[dim]) for dim in moved) else call.x
+
+
+@register_operator
+class IndexSelect(Moving):
+    """Chosen entries of an axis, which keeps its width."""
+
+    functions = (torch.index_select, "index_select")
+
+    def flow(self, call: Call) -> Any:
+        x, dim = call.x, call.argument(1, "dim") % len(call.x)
+        if lay.free(x[dim]):
+            return None
+        return [*x[:dim], lay.plain(call.shape[dim]), *x[dim + 1 :]]
+
+
+@register_operator
+class Repeat(Moving):
+    """A tensor side by side with itself."""
+
+    functions = ("repeat",)
+
+    def flow(self, call: Call) -> Any:
+        counts = [size for size, _ in _sizes(call.node)]
+        axes = [*[lay.plain(1)] * (len(counts) - len(call.x)), *call.x]
+        if len(counts) != len(axes) or any(
+            lay.free(axis) and not isinstance(n, int) for axis, n in zip(axes, counts)
+        ):
+            return None
+        return [
+            axis * n if lay.free(axis) else lay.plain(size)
+            for axis, n, size in zip(axes, counts, call.shape)
+        ]
+
+
+@register_operator
 class Cat(Moving):
     """Tensors side by side on one axis."""
 
-    functions = (torch.cat, torch.concat)
+    functions = (torch.cat, torch.concat, torch.concatenate)
 
     def flow(self, call: Call) -> Any:
         given = call.argument(0, "tensors")  # one node where they come as a tuple, as of a chunk
@@ -237,6 +350,22 @@ def _cut(x: Axes, dim: int, sizes: Sequence[int]) -> tuple[Axes, ...]:
 
 
 @register_operator
+class StackTensors(Moving):
+    """Tensors of one shape on a new axis."""
+
+    functions = (torch.stack,)
+
+    def flow(self, call: Call) -> Any:
+        given = call.argument(0, "tensors")
+        parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
+        if not all(isinstance(part, list) for part in parts):
+            return None
+        axes = [meet(meeting, call.node) for meeting in zip(*parts)]
+        dim = call.argument(1, "dim", 0) % (len(axes) + 1)
+        return [*axes[:dim], lay.plain(len(parts)), *axes[dim:]]
+
+
+@register_operator
 class Chunk(Moving):
     """Equal parts of an axis, so many."""
 
@@ -254,6 +383,23 @@ class Chunk(Moving):
 
 
 @register_operator
+class GLU(Operator):
+    """The first half of an axis times the sigmoid of the second."""
+
+    modules = (nn.GLU,)
+    functions = (F.glu,)
+    leaf = False
+    flops_each = 2
+
+    def flow(self, call: Call) -> Any:
+        module: Any = call.module
+        dim = call.argument(1, "dim", -1) if module is None else module.dim
+        half = lay.split_evenly(call.x[dim], 2)
+        dim %= len(call.x)
+        return [*call.x[:dim], half, *call.x[dim + 1 :]]
+
+
+@register_operator
 class Split(Moving):
     """Parts of an axis, of given sizes."""
 
@@ -268,6 +414,19 @@ class Split(Moving):
             path: Path = ("args", 1) if len(node.args) > 1 else ("kwargs", key)
             call.literal(path, [part[dim] for part in parts])
         return parts
+
+
+@register_operator
+class Unbind(Moving):
+    """The entries of an axis, which cannot have channels."""
+
+    functions = (torch.unbind, "unbind")
+
+    def flow(self, call: Call) -> Any:
+        dim = call.argument(1, "dim", 0) % len(call.x)
+        if lay.free(call.x[dim]):
+            return None
+        return tuple([*call.x[:dim], *call.x[dim + 1 :]] for _ in call.shape)
 
 
 @register_operator

@@ -82,6 +82,8 @@ def apply(
                 continue
             layer = new_model.get_submodule(str(node.target))
             places = before.positions(chosen), after.positions(chosen)
+            if operator.heads and (heads := after.heads_in(widths)):
+                setattr(layer, operator.heads, heads)
             operator.carry(layer, *places, noise if keep else 0.0)
             if not keep and callable(reset := getattr(layer, "reset_parameters", None)):
                 reset()

@@ -9,8 +9,10 @@ What each operator does to channels is its own knowledge (`labkit.operators`); h
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -21,7 +23,7 @@ from labkit.operators import layout as lay
 from labkit.operators.base import Call, Operator, operator_of
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe, is_shape, module_of
-from labkit.operators.shaping import Attribute
+from labkit.operators.shaping import Attribute, Reshape, Unflatten
 from labkit.transform.graph import Example, example_input_for, layer_nodes, trace
 from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side
 
@@ -41,7 +43,7 @@ def find_channels(model: nn.Module | Channels, example_input: Example | None = N
         return model
     if example_input is None:
         example_input = example_input_for(model)
-    walk = _Walk(trace(model, example_input))
+    walk = _walked(trace(model, example_input))
     return walk.channels(example_input, sum(p.numel() for p in model.parameters()))
 
 
@@ -104,11 +106,33 @@ class _Layer(NamedTuple):
     after: Layout
 
 
-class _Walk:
-    """One walk over the graph that says what each axis of each tensor is made of."""
+# The name of a node, and which axis of its tensor is one of heads.
+_Heads = frozenset[tuple[str, int]]
 
-    def __init__(self, traced: GraphModule):
-        self.traced = traced
+
+def _walked(traced: GraphModule) -> _Walk:
+    """Walks twice where there are heads: where a tensor is dealt out, it is not known what for."""
+    walk = _Walk(traced)
+    heads = walk.batches()
+    while heads:
+        walk = _Walk(traced, heads)
+        still = frozenset(h for h in heads if h in walk.batches())
+        if still == heads:
+            return walk
+        heads = still
+    return _Walk(traced)
+
+
+class _Walk:
+    """One walk over the graph that says what each axis of each tensor is made of.
+
+    Args:
+        traced: The graph.
+        heads: Axes that are known to be heads, whose number can change.
+    """
+
+    def __init__(self, traced: GraphModule, heads: _Heads = frozenset()):
+        self.traced, self.heads = traced, heads
         self.axes: dict[Node, Any] = {}  # a tensor's axes, or a tuple of several tensors'
         self.sides: dict[nn.Module, tuple[Layout, Layout] | None] = {}
         self.calls: list[Call] = []
@@ -137,13 +161,26 @@ class _Walk:
                     lay.fix(axis, "it is the network's output")
             case _ if shape is not None or (inputs and node.target not in Attribute.functions):
                 module = module_of(node)
-                call = Call(node, module, inputs, self.sides.get(module), self.axes)  # type: ignore[arg-type]
+                heads = [axis for name, axis in self.heads if name == node.name]
+                call = Call(node, module, inputs, self.sides.get(module), self.axes, heads=heads)  # type: ignore[arg-type]
                 operator = operator_of(node)
                 axes = operator.flow(call) if operator is not None and inputs else None
                 if axes is None:
                     axes = _unknown(call)
                 self.axes[node] = axes
                 self.calls.append(call)
+
+    def batches(self) -> _Heads:
+        """Returns the axes that a reshaping dealt out, of which something does each the same."""
+        vars = {t.var for call in self.calls for axis in call.batches for t in lay.expand(axis)}
+        return frozenset(
+            (call.node.name, i)
+            for call in self.calls
+            if isinstance(operator_of(call.node), Reshape | Unflatten)
+            for i, (axis, width) in enumerate(itertools.pairwise(self.axes[call.node]))
+            if lay.size(axis) > 1 and lay.free(width) and vars & {t.var for t in lay.expand(axis)}
+            if not self.heads or lay.free(axis)
+        )
 
     def layers(self) -> Iterator[_Layer]:
         """Yields each layer that has channels."""
@@ -167,11 +204,17 @@ class _Walk:
         groups: dict[Var, ChannelGroup] = {}
 
         def side_of(layout: Layout) -> Side:
+            parts: list[Part] = []
             layout = lay.expand(layout)
             for term in layout:
-                if term.var not in groups:
-                    groups[term.var] = _group(term.var, layers, layout)
-            return Side(tuple(Part(groups[t.var], t.inner, t.ordered) for t in layout))
+                heads, block = term.var.factors or ((replace(term, inner=1),), None)
+                for head in lay.expand(heads):
+                    if head.var not in groups:
+                        groups[head.var] = _group(head.var, layers, layout)
+                    side = None if block is None else Side(side_of(block).parts * head.inner)
+                    part = Part(groups[head.var], term.inner, term.ordered and head.ordered, side)
+                    parts.append(part)
+            return Side(tuple(parts))
 
         inputs = {layer.name: side_of(layer.before) for layer in layers}
         outputs = {layer.name: side_of(layer.after) for layer in layers}
@@ -193,11 +236,12 @@ class _Walk:
             for axis, averages in call.mixing
             if lay.free(axis)
         )
-        shapes = {
-            node.name: tuple(side_of(a) if lay.free(a) else lay.size(a) for a in axes)
-            for node, axes in self.axes.items()
-            if isinstance(axes, list)
-        }
+        shapes = {}
+        for node, tensor in self.axes.items():
+            axes = next(iter(_tensors(tensor)), None)  # of several tensors the first, as in a cost
+            if axes is not None:
+                sizes = (side_of(axis) if lay.free(axis) else lay.size(axis) for axis in axes)
+                shapes[node.name] = tuple(sizes)
         return Channels(
             self.traced, example_input, tuple(order), inputs, outputs, literals, mixing, shapes,
             n_parameters,
@@ -217,19 +261,27 @@ def _fixed(shape: Any, why: str, unknown: bool = False) -> Any:
     return [lay.constant(size, why, unknown) for size in shape]
 
 
+def _tensors(axes: Any) -> Iterator[list[Layout]]:
+    """Yields the axes of each of several tensors."""
+    if isinstance(axes, list):
+        yield axes
+    else:
+        for part in axes:
+            yield from _tensors(part)
+
+
 def _all_axes(inputs: Sequence[Any]) -> Iterator[Layout]:
-    for axes in inputs:
-        if isinstance(axes, list):
-            yield from axes
-        else:
-            yield from _all_axes(axes)
+    return itertools.chain.from_iterable(_tensors(tuple(inputs)))
 
 
 def _group(var: Var, layers: Sequence[_Layer], met_in: Layout) -> ChannelGroup:
     """Returns the group of a variable, which is in some axis also where no layer has it."""
 
     def has_it(axis: Layout) -> bool:
-        return any(term.var is var for term in axis)
+        return any(
+            term.var is var or any(has_it(lay.expand(factor)) for factor in term.var.factors or ())
+            for term in axis
+        )
 
     writers = [layer for layer in layers if layer.weighted and has_it(layer.after)]
     readers = [layer.name for layer in layers if layer.weighted and has_it(layer.before)]
@@ -239,6 +291,10 @@ def _group(var: Var, layers: Sequence[_Layer], met_in: Layout) -> ChannelGroup:
         first = ((n, side) for n, _, *sides in layers for side in sides if has_it(side))
         name, side = next(first, ("", met_in))
         name = f"{name} input"
+    factors = next((t.var.factors for t in side if t.var.factors and has_it((t,))), None)
+    if factors is not None:
+        side, block = map(lay.expand, factors)
+        name, side = (f"{name} heads", side) if has_it(side) else (f"{name} head width", block)
     if any(term.var is not var for term in side):
         at = next(i for i, term in enumerate(side) if term.var is var)
         start = lay.size(side[:at])

@@ -10,6 +10,8 @@ number of elements that a layer puts out:
 | Linear             | n · in_features (no bias)            | 2 × forward |
 | Conv               | n · in/groups · kernel (no bias)     | 2 × forward |
 | ConvTranspose      | inputs · out/groups · kernel         | 2 × forward |
+| LSTM, attention, … | its products                         | 2 × forward |
+| matmul, einsum     | n · what is summed over              | 2 × forward |
 | BatchNorm and kin  | 4 · n (subtract, scale, and affine)  | 4 · n       |
 | activation, add, … | n                                    | n           |
 | pooling, mean      | inputs                               | inputs      |
@@ -24,8 +26,8 @@ figures); the others go on in their spirit. The conventions differ in what they 
   their shapes from the network before the transform. That is a flaw, kept to reproduce published
   figures.
 
-Bitops are FLOPs × the product of the operand precisions: precision² for layers with weights,
-precision for the others.
+Bitops are FLOPs × the product of the operand precisions: precision² for products and layers
+with weights, precision for the others.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ class Counting(NamedTuple):
             name=node.name,
             type=node.name if module is None else type(module).__name__,
             flops=flops,
-            bitops=flops * self.precision ** (2 if parameters else 1),
+            bitops=flops * self.precision ** (2 if parameters or is_product else 1),
             parameters=parameters,
             activations=math.prod(shapes[node.name]) * self.batch_size // TRACED_ROWS,
             known=forward is not None,
@@ -180,17 +182,22 @@ def _traced(model: nn.Module, example_input: Example | None) -> GraphModule:
 
 
 def _shapes(traced: GraphModule) -> Shapes:
-    return {
-        node.name: node.meta["shape"]
-        for node in traced.graph.nodes
-        if node.op != "output" and is_shape(node.meta["shape"])
-    }
+    shapes = {node.name: _first(node) for node in traced.graph.nodes if node.op != "output"}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def _first(node: Node) -> Shape | None:
+    """Returns the shape of what a node puts out; of several tensors from a layer, the first."""
+    shape = node.meta["shape"]
+    while node.op == "call_module" and isinstance(shape, tuple) and not is_shape(shape):
+        shape = shape[0]
+    return shape if is_shape(shape) else None
 
 
 def _calls(traced: GraphModule) -> list[Node]:
     """Returns the calls that put out a tensor, and not a number as `x.size(0)` does."""
     calls = ("call_module", "call_function", "call_method")
-    return [n for n in traced.graph.nodes if n.op in calls and is_shape(n.meta["shape"])]
+    return [n for n in traced.graph.nodes if n.op in calls and _first(n) is not None]
 
 
 def _n_parameters(module: nn.Module | None) -> int:

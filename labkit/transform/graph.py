@@ -48,6 +48,10 @@ class _Value(Proxy):
     def ndim(self) -> int:
         return int(self.value.ndim)
 
+    @property
+    def is_nested(self) -> bool:
+        return bool(self.value.is_nested)
+
     def dim(self) -> int:
         return self.ndim
 
@@ -94,8 +98,10 @@ class _Tracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         operator = operator_of(m)
-        known = operator is not None and operator.leaf
-        return known or super().is_leaf_module(m, module_qualified_name)
+        if operator is not None and operator.leaf:
+            return True
+        made_of_others = operator is None and any(m.children())  # such as nn.TransformerEncoder
+        return super().is_leaf_module(m, module_qualified_name) and not made_of_others
 
     def proxy(self, node: Node) -> Proxy:
         return super().proxy(node) if self.inputs is None else _Value(node, self)
@@ -147,6 +153,9 @@ class _Tracer(Tracer):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+        for node in graph.find_nodes(op="get_attr"):
+            if not node.users:  # nn.TransformerEncoderLayer only looks at its weights
+                graph.erase_node(node)
         for node in graph.nodes if self.inputs is not None else ():
             node.meta["shape"] = _shape(node.meta.pop("value", None))
         return graph

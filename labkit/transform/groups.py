@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -56,11 +56,28 @@ class Part:
         inner: Elements of the side for each `group.multiple` of its channels: the size of a block
             behind a flattening.
         ordered: Whether a channel's elements lie together, in the order of the channels.
+        block: What each of these has so many of, where that can change too, as the heads of an
+            attention have a width.
     """
 
     group: ChannelGroup
     inner: int
     ordered: bool
+    block: Side | None = None
+
+    def width_in(self, widths: Mapping[str, int]) -> int:
+        """Returns how many channels of the side it is under a plan."""
+        units = widths.get(self.group.name, self.group.width) // self.group.multiple
+        return units * self.inner * (1 if self.block is None else self.block.width_in(widths))
+
+    def places(self, chosen: Copies) -> torch.Tensor:
+        """Returns int `[new channels]`: which of its own each copies."""
+        units = chosen.get(self.group.name, torch.arange(self.group.n_units))
+        block, old = torch.zeros(1, dtype=torch.long), 1
+        if self.block is not None:
+            block, old = self.block.positions(chosen), self.block.width
+        outer = (units[:, None] * old + block).reshape(-1, 1)
+        return (outer * self.inner + torch.arange(self.inner)).flatten()
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,10 @@ class Side:
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The groups, each once."""
-        return tuple(dict.fromkeys(part.group for part in self.parts))
+        groups: dict[ChannelGroup, None] = {}
+        for part in self.parts:
+            groups |= dict.fromkeys((part.group, *(part.block.groups if part.block else ())))
+        return tuple(groups)
 
     @property
     def width(self) -> int:
@@ -81,20 +101,30 @@ class Side:
 
     def width_in(self, widths: Mapping[str, int]) -> int:
         """Returns the channels under a plan: group name → width; a missing one keeps its own."""
-        return sum(
-            widths.get(part.group.name, part.group.width) // part.group.multiple * part.inner
-            for part in self.parts
-        )
+        return sum(part.width_in(widths) for part in self.parts)
+
+    def heads_in(self, widths: Mapping[str, int]) -> int | None:
+        """Returns how many heads it is under a plan; `None` where their number is no width."""
+        heads = Side(tuple(replace(part, block=None) for part in self.parts))
+        return heads.width_in(widths) if any(part.block for part in self.parts) else None
 
     def positions(self, chosen: Copies) -> torch.Tensor:
         """Returns int `[new channels]`: which one each copies; groups that are missing stay."""
         positions, start = [], 0
         for part in self.parts:
-            group, block = part.group, torch.arange(part.inner)
-            units = chosen.get(group.name, torch.arange(group.n_units))
-            positions.append((start + units[:, None] * part.inner + block).flatten())
-            start += group.n_units * part.inner
+            positions.append(start + part.places(chosen))
+            start += part.width_in({})
         return torch.cat(positions)
+
+    def units(self, group: ChannelGroup) -> torch.Tensor:
+        """Returns int `[channels]`: which unit of a group each has, -1 where none."""
+        units = []
+        for part in self.parts:
+            block = torch.full((1,), -1) if part.block is None else part.block.units(group)
+            inside = block.repeat_interleave(part.inner).repeat(part.group.n_units)
+            own = torch.arange(part.group.n_units).repeat_interleave(len(block) * part.inner)
+            units.append(own if part.group is group else inside)
+        return torch.cat(units)
 
 
 @dataclass(frozen=True)
@@ -192,17 +222,16 @@ def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | Non
 
 def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
     """Returns, for each group, the squared norm of all weights that write each of its units."""
-    norms = {g.name: torch.zeros(g.n_units) for g in channels.groups}
+    norms = {g.name: torch.zeros(g.n_units, dtype=torch.float) for g in channels.groups}
     for node, module in layer_nodes(channels.traced):
         operator = operator_of(module)
         if operator is None or not operator.writes:
             continue
-        side, start = channels.outputs[node.name], 0
-        by_output = operator.norms(model.get_submodule(str(node.target))).expand(side.width)
-        for part in side.parts:
-            stop = start + part.group.n_units * part.inner
-            norms[part.group.name] += by_output[start:stop].view(-1, part.inner).sum(1)
-            start = stop
+        side = channels.outputs[node.name]
+        by_output = operator.norms(model.get_submodule(str(node.target))).float().expand(side.width)
+        for group in side.groups:
+            units = side.units(group)
+            norms[group.name].index_add_(0, units[units >= 0], by_output[units >= 0])
     return norms
 
 

@@ -21,7 +21,7 @@ from labkit.errors import LabkitError, did_you_mean
 from labkit.operators.base import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, operator_name
-from labkit.transform.groups import Channels, Part, Side
+from labkit.transform.groups import ChannelGroup, Channels, Part, Side
 
 # The sides of a layer that each request name writes, in the order in which it writes them.
 SIDES: dict[str | None, tuple[str, ...]] = {
@@ -221,6 +221,20 @@ def _scaled(width: int, request: _Request) -> int:
     return new_width
 
 
+def _kept(side: Side, request: _Request) -> set[ChannelGroup]:
+    """Returns the groups that stay where a side has products of two, of which one is scaled."""
+    kept: set[ChannelGroup] = set()
+    for part in side.parts:
+        if part.block is not None:
+            heads, block = {part.group}, set(part.block.groups)
+            uneven = [
+                any(_scaled(g.n_units, request) != g.n_units * request.multiplier for g in factor)
+                for factor in (heads, block)
+            ]
+            kept |= heads if uneven == [True, False] else block
+    return kept
+
+
 def resolve(
     model: nn.Module | Channels,
     pass_config: PassConfig,
@@ -234,7 +248,8 @@ def resolve(
     Layers are visited in graph order, and for `both` the input before the output; a later write to
     the same channels replaces an earlier one. A new width is ceil(original width × multiplier),
     rounded up to a multiple where the group has one. A side that is made of several groups scales
-    each that can change.
+    each that can change; where it is heads times their width, the heads, or their width where only
+    that gives a whole number.
 
     Args:
         model: The network, or its channel groups found before.
@@ -272,7 +287,9 @@ def resolution_of(
     for request in _requests(channels, pass_config, kinds or scalable_modules()):
         side = request.side_of(channels)
         free = [group for group in side.groups if group.fixed is None]
-        for group in free:
+        kept = _kept(side, request)
+        widths |= {group.name: group.width for group in kept}
+        for group in (group for group in free if group not in kept):
             widths[group.name] = group.multiple * _scaled(group.n_units, request)
             decided_by[group.name] = str(request)
             if widths[group.name] != _scaled(group.width, request):

@@ -33,7 +33,7 @@ def test_flattening_makes_each_channel_a_block() -> None:
     assert last is not None
     assert blocks(last) == [(3, 1)] * 16
     assert under(last, 2) == 96
-    assert lay.product(channels, lay.width(2)) is None
+    assert lay.product(channels, space, lay.width(2)) is None
     both = lay.product(lay.plain(2), lay.plain(3))
     assert both is not None
     assert (lay.size(both), under(both, 5)) == (6, 6)

@@ -280,12 +280,10 @@ class Between(nn.Module):
 @pytest.mark.parametrize(
     ("what", "name"),
     [
-        (lambda x: torch.einsum("bc,cd->bd", x, torch.eye(8)), "einsum"),
+        (lambda x: torch.einsum("bc,bc,bd->bd", x, x, x), "einsum"),
         (lambda x: torch.fft.fft(x).real, "fft"),
-        (lambda x: torch.stack([x, x]).sum(0), "stack"),
-        (lambda x: x @ torch.eye(8), "matmul"),
         (lambda x: x.cumsum(1), "cumsum"),
-        (nn.TransformerEncoderLayer(8, 2, batch_first=True), "TransformerEncoderLayer"),
+        (nn.RNNCell(8, 8), "RNNCell"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
