@@ -54,10 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--storage", metavar="URL", help=storage)
     search.set_defaults(run=_search)
 
+    trust = "run the code that the folder names; only where you know who made it"
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
     again.add_argument("folder", type=Path, metavar="FOLDER")
     again.add_argument("--seeds", type=int, metavar="N", default=5, help="of each network; 5")
     again.add_argument("--storage", metavar="URL", help=storage)
+    again.add_argument("--trust", action="store_true", help=trust)
     again.set_defaults(run=_replicate)
 
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
@@ -87,14 +89,16 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _replicate(arguments: argparse.Namespace) -> int:
+    from labkit import names
     from labkit.study import open_study
 
     if arguments.storage is None:
         open_study(arguments.folder)  # or else an empty one would be made
-    search = labkit.Search(
-        arguments.folder / "config.toml", folder=arguments.folder, storage=arguments.storage
-    )
-    results = search.replicate(arguments.seeds)
+    with names.opening(trust=arguments.trust):
+        search = labkit.Search(
+            arguments.folder / "config.toml", folder=arguments.folder, storage=arguments.storage
+        )
+        results = search.replicate(arguments.seeds)
     print(results.best_markdown())
     return _ended(results)
 

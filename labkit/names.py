@@ -1,9 +1,11 @@
 """From a name to an object: one that labkit knows, or `package.module:name`, a user's own.
 
-Networks, data sets, runners, spaces and operators are all named this way.
+Networks, data sets, runners, spaces and operators are all named this way. What a user runs may name
+code; what a user opens, such as a results folder from elsewhere, may not, unless it is trusted.
 """
 
 import contextlib
+import contextvars
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,18 @@ from labkit.errors import LabkitError, did_you_mean
 from labkit.runtime import importable_from
 
 T = TypeVar("T")
+
+_trusted = contextvars.ContextVar("trusted", default=True)
+
+
+@contextlib.contextmanager
+def opening(*, trust: bool) -> Iterator[None]:
+    """While a folder is opened: imports what it names only where the user trusts who wrote it."""
+    token = _trusted.set(trust)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def find(key: str, name: str, known: Mapping[str, Any], what: str, more: str = "") -> Any:
@@ -44,8 +58,14 @@ def imported(key: str, reference: str) -> Any:
     """Returns the object that `package.module:name` names; the working directory is searched too.
 
     Raises:
-        LabkitError: There is no such module or name, or the module raised when it was imported.
+        LabkitError: There is no such module or name, the module raised when it was imported, or a
+            folder names it that is not trusted.
     """
+    if not _trusted.get():
+        raise LabkitError(
+            f"{key}: the folder names code, {reference!r}, which is run only where you trust who "
+            "made it, by trust=True or --trust"
+        )
     with _users_code(f"{key}: cannot import {reference!r}"):
         return pkgutil.resolve_name(reference)
 
@@ -79,5 +99,8 @@ def _users_code(problem: str) -> Iterator[None]:
     with importable_from(Path.cwd()):
         try:
             yield
-        except (Exception, SystemExit) as error:  # it may raise anything
-            raise LabkitError(f"{problem}: {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it may raise anything, SystemExit too
+            said = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise LabkitError(f"{problem}: {said}") from error

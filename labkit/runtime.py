@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import operator
 import os
 import signal
 import statistics
@@ -293,12 +294,12 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def importable_from(folder: str | Path) -> Iterator[None]:
-    """Lets Python import modules from a folder too, and from there first."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # what was imported may have taken it out
-            sys.path.remove(str(folder))
+_path = _Setting(lambda: list(sys.path), lambda path: operator.setitem(sys.path, slice(None), path))
+
+
+def importable_from(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Lets Python import modules from a folder too, and from there first.
+
+    What they change of `sys.path` themselves ends with it.
+    """
+    return _path.changed(lambda path: [str(folder), *path])

@@ -54,6 +54,9 @@ def test_an_unknown_name_is_refused_with_what_there_is(name: str, message: str) 
         ("def f(:", "mine_2:f", r"SyntaxError: .*mine_2.py, line 1"),
         ("1 / 0", "mine_2:f", "ZeroDivisionError: division by zero"),
         ("raise SystemExit('bye')", "mine_2:f", "SystemExit: bye"),
+        ("raise SystemExit", "mine_2:f", "SystemExit$"),
+        ("class End(BaseException): pass\nraise End('x')", "mine_2:f", "End: x"),
+        ("def g(): g()\ng()", "mine_2:f", "RecursionError: maximum recursion depth"),
     ],
 )
 def test_whatever_an_import_raises_is_said(
@@ -77,8 +80,8 @@ def test_what_is_built_may_import_from_the_working_directory(here: Path) -> None
 
 
 def test_a_module_that_changes_the_path_itself_is_let(here: Path) -> None:
-    (here / "mine_5.py").write_text("import sys\nsys.path.pop(0)\nN = 3\n")
-    assert imported("model", "mine_5:N") == 3
+    (here / "mine_5.py").write_text("import sys\nsys.path[:1] = ['elsewhere', 'b']\nN = 3\n")
+    assert imported("model", "mine_5:N") == 3  # and the path is given back
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import torch
 from torch import nn
 
-from labkit import runtime
+from labkit import names, runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls, labelled, message, update
@@ -146,6 +146,7 @@ class StudyPanel(LivePanel):
     Args:
         folder: A results folder.
         model: The network that is searched, where the search was given a module and not a name.
+        trust: Whether to run the code that the study names as `package.module:function`.
         **cost_options: As `labkit.cost_of` takes them, for the layer reports; by default
             the study's convention and one sample.
 
@@ -157,15 +158,22 @@ class StudyPanel(LivePanel):
         LabkitError: The folder holds no study.
     """
 
-    def __init__(self, folder: str | Path, *, model: nn.Module | None = None, **cost_options: Any):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: nn.Module | None = None,
+        trust: bool = False,
+        **cost_options: Any,
+    ):
         self.study = open_study(folder)
         about = describe(self.study).about
         example_input = cost_options.pop("example_input", None)
         if example_input is None:
             example_input = torch.zeros(1, *about["input_shape"])
-        channels = find_channels(
-            get_model(about["model"] if model is None else model), example_input
-        )
+        with names.opening(trust=trust):
+            network = get_model(about["model"] if model is None else model)
+        channels = find_channels(network, example_input)
         close = ipw.Button(description="Close", tooltip="Remove the panel")
         super().__init__([close], channels, {"convention": about["convention"]} | cost_options)
         close.on_click(lambda _: self.close())

@@ -10,13 +10,13 @@ import contextlib
 import json
 import logging
 import os
+import pkgutil
 import secrets
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from labkit import names
 from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
@@ -94,7 +94,7 @@ def write_results(results: Results, folder: Path) -> None:
     write(folder / "trials.csv", results.trials.to_csv())
     write(folder / "best.md", results.best_markdown() + "\n")
     try:
-        names.imported("page", PAGE)(results, folder / "pareto.html")
+        pkgutil.resolve_name(PAGE)(results, folder / "pareto.html")
     except Exception as error:  # a figure never fails a search
         log.warning("pareto.html was not written: %s: %s", type(error).__name__, error)
 

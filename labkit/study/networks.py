@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from labkit import names
 from labkit.errors import LabkitError
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
@@ -106,7 +107,11 @@ def saved_networks(folder: Path) -> set[int]:
 
 
 def load_best(
-    folder: str | Path, number: int | None = None, *, model: nn.Module | None = None
+    folder: str | Path,
+    number: int | None = None,
+    *,
+    model: nn.Module | None = None,
+    trust: bool = False,
 ) -> nn.Module:
     """Returns a trained network of a search's Pareto front, in evaluation mode.
 
@@ -114,6 +119,7 @@ def load_best(
         folder: The results folder.
         number: Its trial; by default the network with the highest accuracy.
         model: The network that was searched, where the search was given a module and not a name.
+        trust: Whether to run the code that the folder names as `package.module:name`.
 
     Raises:
         LabkitError: The folder holds no networks, or not this one. The search, run in it again,
@@ -137,7 +143,8 @@ def load_best(
             f"number: the weights of trial {number} are not in {str(folder / 'best')!r}; "
             "the same search, run again in this folder, trains them"
         )
-    return _opened(folder, number, model)
+    with names.opening(trust=trust):
+        return _opened(folder, number, model)
 
 
 def _trained(folder: Path) -> dict[int, Metrics]:

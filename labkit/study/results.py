@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,7 +218,7 @@ class Results:
             table[column] = table[column].map(
                 lambda metrics: {n: round(v, 3) for n, v in metrics.items() if n in shown}
             )
-        return table.to_markdown()
+        return table.map(_as_markdown).to_markdown()
 
     def counts(self) -> str:
         """Returns how many trials there were, and what became of them, in words."""
@@ -231,6 +233,14 @@ class Results:
         table = self.front_table().map(lambda v: f"{v:,}" if isinstance(v, Integral) else v)
         html = table.to_html(border=0, float_format="{:,.4f}".format)
         return f"<p>{self.counts()}</p>{html}"
+
+
+def _as_markdown(cell: object) -> object:
+    """Returns a cell whose names, which may be anyone's, are text and no markup."""
+    if not isinstance(cell, str | dict):
+        return cell
+    one_line = " ".join(str(cell).split())
+    return re.sub(r"([\\`|\[])", r"\\\1", html.escape(one_line, quote=False))
 
 
 def _spread(values: Sequence[float]) -> str:

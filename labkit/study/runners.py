@@ -153,7 +153,7 @@ def measure(
             metrics = runner.run(candidate, settings)
         except LabkitError:
             raise
-        except Exception as error:  # a user's own may raise anything
+        except (Exception, SystemExit) as error:  # a user's own may raise anything
             raise LabkitError(f"{name}: {type(error).__name__}: {error}") from error
         if not isinstance(metrics, Mapping):
             raise LabkitError(f"{name}: expected a table of metrics, got {metrics!r:.100}")
