@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     storage = "an Optuna storage; by default the one that FOLDER was made with, or its study.db"
     search.add_argument("--storage", metavar="URL", help=storage)
     search.set_defaults(run=_search)
+    _add_executors(search)
 
     trust = "run the code that the folder names; only where you know who made it"
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--storage", metavar="URL", help=storage)
     again.add_argument("--trust", action="store_true", help=trust)
     again.set_defaults(run=_replicate)
+    _add_executors(again)
 
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
     browse.add_argument("folder", type=Path, metavar="FOLDER")
@@ -69,10 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_executors(command: argparse.ArgumentParser) -> None:
+    where = command.add_mutually_exclusive_group()
+    workers = "processes of this machine that train"
+    where.add_argument("--workers", type=int, metavar="N", dest="executor", help=workers)
+
+
 def _search(arguments: argparse.Namespace) -> int:
     folder = arguments.out or Path("results") / arguments.config.stem
     changes = {name: getattr(arguments, name) for name in ("trials", "epochs", "seed", "storage")}
-    search = labkit.Search(arguments.config, folder=folder, **changes)
+    search = labkit.Search(arguments.config, folder=folder, executor=arguments.executor, **changes)
     config, data = search.config, search.experiment.data
     setup = config.search.strategy.setup
     trials, device = f"{setup.n_trials} trials", data.x_train.device
@@ -96,8 +104,9 @@ def _replicate(arguments: argparse.Namespace) -> int:
         open_study(arguments.folder)  # or else an empty one would be made
     with names.opening(trust=arguments.trust):
         search = labkit.Search(
-            arguments.folder / "config.toml", folder=arguments.folder, storage=arguments.storage
-        )
+            arguments.folder / "config.toml", folder=arguments.folder, storage=arguments.storage,
+            executor=arguments.executor,
+        )  # fmt: skip
         results = search.replicate(arguments.seeds)
     print(results.best_markdown())
     return _ended(results)

@@ -4,12 +4,12 @@ from labkit.study.config import SearchConfig as SearchConfig
 from labkit.study.config import load_config as load_config
 from labkit.study.executor import Executor as Executor
 from labkit.study.executor import LocalExecutor as LocalExecutor
-from labkit.study.executor import PoolExecutor as PoolExecutor
 from labkit.study.executor import Task as Task
 from labkit.study.front import Front as Front
 from labkit.study.hypervolume import dominated_volume as dominated_volume
 from labkit.study.hypervolume import hypervolume_history as hypervolume_history
 from labkit.study.networks import load_best as load_best
+from labkit.study.pool import PoolExecutor as PoolExecutor
 from labkit.study.record import Candidate as Candidate
 from labkit.study.record import Failure as Failure
 from labkit.study.record import FailureKind as FailureKind

@@ -68,7 +68,9 @@ class SetupTable(Table):
         sampler: Which of Optuna's samplers proposes; `grid` is another name of `bruteforce`.
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
-        n_jobs: Networks that train at once, at most: trials of one round, in one stack.
+        n_jobs: Trials that a worker is given at once, at most: their networks train in one stack.
+        workers: Processes of this machine that train. By default one, and as many as there are
+            cores once training has taken a while, where networks train one by one.
         storage: The URL of the storage that keeps the study; by default `study.db` in the results
             folder. An SQLite file is relative to the TOML.
     """
@@ -84,6 +86,7 @@ class SetupTable(Table):
     storage: Annotated[str, AfterValidator(lambda url, info: as_url(url, info.context))] | None = (
         None
     )
+    workers: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _sum_has_direction(self) -> Self:

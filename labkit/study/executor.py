@@ -1,18 +1,17 @@
-"""Executors: where candidates train. In this process, or over any `concurrent.futures.Executor`."""
+"""Executors: where candidates train. This one is in this process; see `labkit.study.pool`, too."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from labkit.data import Dataset
-from labkit.errors import DivergenceError, LabkitError
+from labkit.errors import DivergenceError
 from labkit.operators import NotStackable, Operator, register_operator
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
 from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
@@ -21,6 +20,9 @@ from labkit.transform import Channels, Weights, apply, find_channels, initialise
 log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[Sequence[Metrics]], None]
+OnStep = Callable[[], None]
+Shares = Iterable[Sequence[Candidate]]
+Outcomes = Generator[Outcome, None, None]
 POLL_SECONDS = 0.2
 
 
@@ -69,27 +71,31 @@ class Task:
 
 
 class Executor(ABC):
-    """Trains candidates. What becomes of one does not depend on the executor."""
+    """Trains candidates. What becomes of one does not depend on the executor.
 
-    @property
-    def stacks(self) -> bool:
-        """Whether one candidate more in a round is nearly free."""
-        return False
+    Attributes:
+        workers: How many shares it trains at once.
+        stacks: Whether one candidate more in a share is nearly free.
+    """
+
+    workers: int = 1
+    stacks: bool = False
 
     @abstractmethod
     def run(
         self,
         task: Task,
-        candidates: Sequence[Candidate],
+        shares: Shares,
         *,
         on_epoch: OnEpoch | None = None,
-        on_step: Callable[[], None] | None = None,
-    ) -> Iterator[Outcome]:
+        on_step: OnStep | None = None,
+    ) -> Outcomes:
         """Yields an outcome for each candidate, as they come.
 
         Args:
             task: What they have in common.
-            candidates: All different.
+            shares: The candidates of each are trained by one worker. The next share is taken when
+                a worker is free, and not before; an empty one says that there is none at present.
             on_epoch: Told, after an epoch, the metrics of the networks that train together.
             on_step: Called often; what it raises ends the run, and what is unfinished is dropped.
         """
@@ -100,21 +106,33 @@ class LocalExecutor(Executor):
 
     def __init__(self) -> None:
         self._stackable: bool | None = None  # whether it works and is faster, once that is known
+        self.why_alone: str | None = None  # where it does not, or is not
 
     @property
-    def stacks(self) -> bool:
-        """Whether one candidate more in a round is nearly free; yes, until it is known better."""
+    def stacks(self) -> bool:  # type: ignore[override]
+        """Whether one candidate more in a share is nearly free; yes, until it is known better."""
         return self._stackable is not False
 
     def run(
         self,
         task: Task,
-        candidates: Sequence[Candidate],
+        shares: Shares,
         *,
         on_epoch: OnEpoch | None = None,
-        on_step: Callable[[], None] | None = None,
-    ) -> Iterator[Outcome]:
+        on_step: OnStep | None = None,
+    ) -> Outcomes:
         """Yields an outcome for each candidate; see `Executor`."""
+        for share in shares:
+            yield from self.train(task, share, on_epoch, on_step)
+
+    def train(
+        self,
+        task: Task,
+        candidates: Sequence[Candidate],
+        on_epoch: OnEpoch | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[Outcome]:
+        """Yields an outcome for each candidate of a share."""
         built: list[tuple[Candidate, nn.Module]] = []
         for candidate in candidates:
             try:
@@ -139,7 +157,7 @@ class LocalExecutor(Executor):
         task: Task,
         part: Sequence[tuple[Candidate, nn.Module]],
         on_epoch: OnEpoch | None,
-        on_step: Callable[[], None] | None,
+        on_step: OnStep | None,
     ) -> Iterator[Outcome]:
         candidates, networks = zip(*part)
         seeds = [candidate.seed for candidate in candidates]
@@ -166,12 +184,13 @@ class LocalExecutor(Executor):
                 together, alone = step_seconds(networks, task.channels, task.data, task.settings)
                 self._stackable = together <= alone
                 if not self._stackable:
-                    log.info(
-                        "networks train one by one: a step of %d takes %.3g s so, and %.3g s in "
-                        "a stack", len(networks), alone, together,
-                    )  # fmt: skip
+                    self.why_alone = (
+                        f"a step of {len(networks)} takes {alone:.3g} s so, and "
+                        f"{together:.3g} s in a stack"
+                    )
+                    log.info("networks train one by one: %s", self.why_alone)
             except NotStackable as reason:
-                self._stackable = False
+                self._stackable, self.why_alone = False, str(reason)
                 log.warning("networks train one by one: %s", reason)
             except Exception as error:  # of one network: others are measured again
                 log.warning("%d networks train one by one: %r", len(networks), error)
@@ -179,68 +198,12 @@ class LocalExecutor(Executor):
         return self._stackable is not False
 
 
-class PoolExecutor(Executor):
-    """Trains over any `concurrent.futures.Executor`: threads, processes, or a cluster's.
-
-    Each worker gets a share of a round, which it trains as `LocalExecutor` does.
-
-    Args:
-        pool: The executor; it stays open.
-        workers: Shares to make of a round; by default as many as the pool says it has workers, and
-            one a candidate where it does not say.
-    """
-
-    def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
-        self.pool = pool
-        self.workers: int | None = workers or getattr(pool, "_max_workers", None)
-
-    def run(
-        self,
-        task: Task,
-        candidates: Sequence[Candidate],
-        *,
-        on_epoch: OnEpoch | None = None,
-        on_step: Callable[[], None] | None = None,
-    ) -> Iterator[Outcome]:
-        """Yields an outcome for each candidate, a share at a time; see `Executor`."""
-        n = self.workers or len(candidates)
-        shares = [candidates[i::n] for i in range(n)]
-        futures = {self.pool.submit(_train_share, task, share): share for share in shares if share}
-        waiting = set(futures)
-        try:
-            while waiting:
-                if on_step is not None:
-                    on_step()
-                done, waiting = concurrent.futures.wait(
-                    waiting, POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
-                )
-                for future in done:
-                    yield from _outcomes(future, futures[future])
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _outcomes(
-    future: concurrent.futures.Future[list[Outcome]], share: Sequence[Candidate]
-) -> list[Outcome]:
-    try:
-        return future.result()
-    except Exception as error:  # the pool's own kinds, for a worker that was lost
-        failure = Failure.of(FailureKind.WORKER, error)
-        return [Outcome(candidate, failure=failure) for candidate in share]
-
-
-def _train_share(task: Task, candidates: Sequence[Candidate]) -> list[Outcome]:
-    return list(LocalExecutor().run(task, candidates))
-
-
 def _train_alone(
     task: Task,
     candidate: Candidate,
     network: nn.Module,
     on_epoch: OnEpoch | None,
-    on_step: Callable[[], None] | None,
+    on_step: OnStep | None,
 ) -> Outcome:
     try:
         history = train(
@@ -260,20 +223,3 @@ def _failed(candidate: Candidate, error: BaseException) -> Outcome:
     diverged = isinstance(error, DivergenceError)
     kind = FailureKind.DIVERGED if diverged else FailureKind.TRAINING
     return Outcome(candidate, failure=Failure.of(kind, error))
-
-
-def as_executor(executor: Executor | concurrent.futures.Executor | None) -> Executor:
-    """Returns what a search was given as an executor: by default one in this process.
-
-    Raises:
-        LabkitError: It is none.
-    """
-    if executor is None:
-        return LocalExecutor()
-    if isinstance(executor, concurrent.futures.Executor):
-        return PoolExecutor(executor)
-    if isinstance(executor, Executor):
-        return executor
-    raise LabkitError(
-        f"executor: expected a concurrent.futures.Executor, got {type(executor).__name__}"
-    )

@@ -29,7 +29,7 @@ from labkit.transform import Plan, find_channels, get_model
 
 # What may change between two runs that continue the same study. Data and weights are known by what
 # they hold, wherever they are.
-BUDGET = ("n_trials", "timeout", "n_jobs", "sampler", "storage")
+BUDGET = ("n_trials", "timeout", "n_jobs", "sampler", "storage", "workers")
 PLACES = ("dataset", "load_name")
 
 
@@ -134,18 +134,17 @@ class Experiment:
             return None
         return [sum(scaled)] if self.config.search.strategy.setup.sum_scaled_metrics else scaled
 
-    def measure(self, plan: Plan, outcomes: Sequence[Outcome], number: int) -> Record:
+    def measure(self, plan: Plan, outcomes: Sequence[Outcome]) -> Record:
         """Runs all runners on a network.
 
         Args:
             plan: Its widths.
             outcomes: Of its trainings, one a seed; empty where the search does not train.
-            number: Of the trial in which it was trained.
 
         Returns:
-            All that is to be recorded but the configuration that proposed it.
+            All that is to be recorded but the configuration that proposed it, and its trial.
         """
-        record = Record(widths=plan.to_dict(), trained_in=number)
+        record = Record(widths=plan.to_dict())
         failure = next((one.failure for one in outcomes if one.failure is not None), None)
         if failure is not None:
             return record.model_copy(update={"failure": failure})

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor as Pool
 from pathlib import Path
@@ -21,7 +19,7 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
-from labkit.study.executor import Executor, as_executor
+from labkit.study.executor import Executor
 from labkit.study.experiment import Experiment
 from labkit.study.files import (
     has_results,
@@ -31,14 +29,14 @@ from labkit.study.files import (
     write_results,
 )
 from labkit.study.networks import FrontNetworks
-from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record
+from labkit.study.pool import as_executor
+from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import as_url, named
 from labkit.study.store import Asked, Store, kept_in
 from labkit.study.trainer import Trainer
-from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +57,8 @@ class Search:
         folder: Where to leave the results, and to continue from; `None` leaves no files.
         storage: The URL of an Optuna storage, or the storage itself; by default the one that the
             folder was made with, `study.db` in the folder, or memory.
-        executor: Where candidates train: by default in this process; or any
-            `concurrent.futures.Executor`, such as a pool of processes.
+        executor: Where candidates train: a number of processes of this machine, by default the
+            configuration's `workers`; or any `concurrent.futures.Executor`.
 
     Attributes:
         experiment: The network, the data and the space.
@@ -88,7 +86,7 @@ class Search:
         objectives: Mapping[str, str] | None = None,
         folder: str | Path | None = None,
         storage: str | BaseStorage | None = None,
-        executor: Executor | Pool | None = None,
+        executor: Executor | Pool | int | str | None = None,
     ):
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
@@ -100,9 +98,7 @@ class Search:
             kept = as_url(kept)
             checked = checked.replace(storage=kept)
         self.experiment = Experiment(checked, model, data)
-        self._trainer = Trainer(
-            self.experiment, as_executor(executor), self._show, self._check_stop
-        )
+        setup = checked.search.strategy.setup
         self._stopping = threading.Event()
         self._bar = tqdm(disable=True)
         self._networks = FrontNetworks(
@@ -118,7 +114,7 @@ class Search:
             checked.project,
             self.experiment.description(),
             self.space,
-            sampler=checked.search.strategy.setup.sampler,
+            sampler=setup.sampler,
             seed=checked.seed,
         )
         if self.folder is not None and not self.store.trials and has_results(self.folder):
@@ -126,6 +122,10 @@ class Search:
                 f"out: {str(self.folder)!r} holds the results of a study that is not in "
                 f"{named(kept)!r}; give its storage, or use another folder"
             )
+        self._trainer = Trainer(
+            self.experiment, self.store, self._networks, as_executor(executor, setup.workers),
+            on_epoch=self._show, on_step=self._check_stop, on_trial=self._advance,
+        )  # fmt: skip
 
     @property
     def config(self) -> SearchConfig:
@@ -161,17 +161,9 @@ class Search:
         Raises:
             LabkitError: Another process is running a search in this folder.
         """
-        setup = self.config.search.strategy.setup
-        started = time.monotonic()
-        with self._running(progress, setup.n_trials, "trial", len(self.store.trials)) as stopped:
-            while (left := setup.n_trials - len(self.store.trials)) > 0:
-                if setup.timeout and time.monotonic() - started > setup.timeout:
-                    break
-                self._check_stop()
-                asked = self.store.ask(min(setup.n_jobs, left))
-                if not asked:  # brute force has no more networks
-                    break
-                self._run_round(asked)
+        n_trials = self.config.search.strategy.setup.n_trials
+        with self._running(progress, n_trials, "trial", len(self.store.trials)) as stopped:
+            self._trainer.run()
         return self.results(interrupted=stopped.is_set())
 
     def stop(self) -> None:
@@ -205,9 +197,9 @@ class Search:
             raise LabkitError("replicate: the search has no trials yet")
         if self.experiment.training is None:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
-        missing = self._trainer.missing(self.store, seeds)
+        missing = self._trainer.missing(seeds)
         with self._running(progress, len(missing), "network") as stopped:
-            for _ in self._trainer.replicate(missing, self.store):
+            for _ in self._trainer.replicate(missing):
                 self._bar.update()
         return self.results(interrupted=stopped.is_set())
 
@@ -253,41 +245,7 @@ class Search:
         if self._stopping.is_set():
             raise runtime.Stopped
 
-    # A round: ask, look up or train, tell.
-
-    def _run_round(self, asked: Sequence[Asked]) -> None:
-        """Trains what is not known of some proposals, and records all of them."""
-        waiting: dict[Plan, list[tuple[Asked, dict[str, Any]]]] = defaultdict(list)
-        for proposal in asked:
-            pass_config = self.space.sampled_config(proposal.indices)
-            try:
-                waiting[self.space.resolve(pass_config)].append((proposal, pass_config))
-            except LabkitError as error:
-                failure = Failure.of(FailureKind.CONFIGURATION, error)
-                self._tell(proposal, Record(pass_config=pass_config, failure=failure))
-        for plan in [plan for plan in waiting if plan in self.store.known]:
-            for proposal, pass_config in waiting.pop(plan):
-                self._tell(proposal, self.store.known[plan].record.looked_up(pass_config))
-        for plan, outcomes in self._trainer.train([*waiting], self.store, len(asked)):
-            (proposal, pass_config), *twins = waiting[plan]
-            record = self.experiment.measure(plan, outcomes, len(self.store.trials))
-            self._tell(proposal, record.model_copy(update={"pass_config": pass_config}), outcomes)
-            for proposal, pass_config in twins:
-                self._tell(proposal, record.looked_up(pass_config))
-
-    def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> None:
-        """Records a trial; the network of one that belongs on the front is kept before."""
-        values = self.experiment.values(record)
-        with self.store.turn():
-            number = len(self.store.trials)
-            joins = bool(outcomes) and values is not None and self.store.is_on_front(values)
-            if joins:
-                self._networks.keep(number, record, outcomes[0].weights)
-            self.store.tell(proposal, record, values)
-            if joins:  # which may have pushed others off
-                self._networks.drop_others(trial.number for trial in self.store.front)
-        if record.failure is not None and record.trained_in in (None, number):
-            log.warning("trial %d failed: %s", number, record.failure.message)
+    def _advance(self) -> None:
         self._bar.update()
 
     def _show(self, metrics: Sequence[Metrics]) -> None:
@@ -307,7 +265,7 @@ def search(
     objectives: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     storage: str | BaseStorage | None = None,
-    executor: Executor | Pool | None = None,
+    executor: Executor | Pool | int | str | None = None,
     progress: bool = True,
 ) -> Results:
     """Makes a `Search` and runs it; see there for the arguments.

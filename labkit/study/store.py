@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -261,12 +261,21 @@ class Store:
         seed = (self._seed + len(self.trials)) % 2**32
         self._memory.sampler = make_sampler(self._sampler, seed)
 
-    def ask(self, n: int) -> list[Asked]:
-        """Returns n proposals of the sampler; fewer where brute force has no more networks."""
+    def ask(self, n: int, running: Container[Plan] = ()) -> list[Asked]:
+        """Returns n proposals of the sampler; fewer where brute force has no more networks.
+
+        Args:
+            n: How many.
+            running: The networks of proposals that are not told yet, which brute force passes over.
+        """
         if self._every is None:
             trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
             return [Asked(trial.params, datetime.now(), trial) for trial in trials]
-        untried = (indices for plan, indices in self._every.items() if plan not in self.tried)
+        untried = (
+            indices
+            for plan, indices in self._every.items()
+            if plan not in self.tried and plan not in running
+        )
         return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 
     def tell(self, asked: Asked, record: Record, values: Sequence[float] | None) -> Trial:

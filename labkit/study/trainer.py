@@ -1,90 +1,208 @@
-"""Training the networks of a round: each plan with every seed, and others that come nearly free."""
+"""The loop of a search: ask for a configuration, resolve it, look it up or train it, tell."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from labkit.study.executor import Executor, OnEpoch
+from labkit.errors import LabkitError
+from labkit.study.executor import POLL_SECONDS, Executor, OnEpoch
 from labkit.study.experiment import Experiment
-from labkit.study.record import Candidate, Outcome
+from labkit.study.networks import FrontNetworks
+from labkit.study.record import Candidate, Failure, FailureKind, Outcome, Record, Trial
 from labkit.study.space import MAX_ENUMERATED
-from labkit.study.store import Store
+from labkit.study.store import Asked, Store
 from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains the plans of an experiment by an executor.
+    """Runs the trials of a study, and keeps an executor full with what they train.
 
     Args:
         experiment: What is trained, and with which seeds.
-        executor: Where.
+        store: The study.
+        networks: Those of its front.
+        executor: Where they train.
         on_epoch: As `Executor.run` takes it.
         on_step: As there.
+        on_trial: Called after each trial.
     """
 
     def __init__(
         self,
         experiment: Experiment,
+        store: Store,
+        networks: FrontNetworks,
         executor: Executor,
+        *,
         on_epoch: OnEpoch,
         on_step: Callable[[], None],
+        on_trial: Callable[[], object],
     ):
-        self._experiment, self._executor = experiment, executor
-        self._on_epoch, self._on_step = on_epoch, on_step
+        self._experiment, self._store, self._networks = experiment, store, networks
+        self._executor = executor
+        self._on_epoch, self._on_step, self._on_trial = on_epoch, on_step, on_trial
+        self._setup = experiment.config.search.strategy.setup
+        # Proposals that wait for a network, and those of the networks that another driver trains.
+        self._waiting: dict[Plan, list[tuple[Asked, dict[str, Any]]]] = defaultdict(list)
+        self._elsewhere: list[Plan] = []
         self._ready: dict[Plan, list[Outcome]] = {}  # trained along with others
 
-    def outcomes(self, candidates: Sequence[Candidate]) -> Iterator[Outcome]:
-        """Yields the outcome of each candidate, as they come."""
-        return self._executor.run(
-            self._experiment.task, candidates, on_epoch=self._on_epoch, on_step=self._on_step
-        )
+    def run(self) -> None:
+        """Runs trials until the study has `n_trials`, or time is up."""
+        self._waiting.clear()
+        self._elsewhere.clear()
+        for plan, outcomes in self._train(self._shares()):
+            if plan in self._waiting:
+                self._finish(plan, outcomes)
+            else:  # it waits for a trial of its own
+                self._ready[plan] = outcomes
 
-    def train(
-        self, plans: Sequence[Plan], store: Store, n_running: int
-    ) -> Iterator[tuple[Plan, list[Outcome]]]:
-        """Yields each plan with the outcomes of its trainings, one a seed, as plans are finished.
+    @property
+    def _unasked(self) -> int:
+        waiting = sum(len(proposals) for proposals in self._waiting.values())
+        return self._setup.n_trials - len(self._store.trials) - waiting
 
-        Args:
-            plans: Not trained yet, as far as the store knows.
-            store: The study.
-            n_running: Trials that are asked for and not told yet.
+    def _shares(self) -> Iterator[list[Plan]]:
+        """Yields what to train next, each time that the executor has room; nothing, where it waits.
+
+        It ends when no trials are left.
         """
+        started, exhausted_at = time.monotonic(), -1
+        while not self._setup.timeout or time.monotonic() - started < self._setup.timeout:
+            self._on_step()
+            # Where all proposals wait for what trains now, its outcome is worth more than others.
+            n = 0 if len(self._store.trials) == exhausted_at else self._share_size()
+            asked = self._store.ask(n, self._waiting) if n else []
+            if share := self._untrained(asked):
+                yield [*share, *self._rest(share)]
+            elif self._waiting:
+                exhausted_at = len(self._store.trials)
+                if len(self._waiting) > len(self._elsewhere):
+                    yield []
+                else:
+                    time.sleep(POLL_SECONDS)
+            elif not asked:  # no trials are left, or brute force has no more networks
+                return
+
+    def _share_size(self) -> int:
+        """Returns for how many trials to ask at once, so that all workers end at about one time."""
+        n_workers = self._executor.workers
+        n_jobs = self._setup.n_jobs if n_workers == 1 or self._executor.stacks else 1
+        unfinished = self._setup.n_trials - len(self._store.trials)
+        return max(min(n_jobs, self._unasked, -(-unfinished // n_workers)), 0)
+
+    def _untrained(self, asked: Sequence[Asked]) -> list[Plan]:
+        """Returns which networks of proposals are to be trained; what is known is told."""
+        if self._elsewhere:
+            self._store.refresh()
+        plans, self._elsewhere = self._elsewhere, []
+        for proposal in asked:
+            pass_config = self._experiment.space.sampled_config(proposal.indices)
+            try:
+                plan = self._experiment.space.resolve(pass_config)
+            except LabkitError as error:
+                failure = Failure.of(FailureKind.CONFIGURATION, error)
+                self._tell(proposal, Record(pass_config=pass_config, failure=failure))
+                continue
+            if plan not in self._waiting:
+                plans.append(plan)
+            self._waiting[plan].append((proposal, pass_config))
+        share = []
+        for plan in plans:
+            if plan in self._store.known:
+                for proposal, pass_config in self._waiting.pop(plan):
+                    self._tell(proposal, self._store.known[plan].record.looked_up(pass_config))
+            elif plan in self._ready:
+                self._finish(plan, self._ready.pop(plan))
+            elif self._store.claim(plan):
+                share.append(plan)
+            else:
+                self._elsewhere.append(plan)
+        return share
+
+    def _rest(self, share: Sequence[Plan]) -> list[Plan]:
+        """Returns all other networks of the space, where they may as well train now.
+
+        That is, where they fit into the stack beside those of this share, which makes them nearly
+        free, and the trials left over are enough to meet them.
+        """
+        space = self._experiment.space
+        alone = self._executor.workers > 1 or not self._executor.stacks
+        if self._experiment.training is None or alone or space.n_configurations > MAX_ENUMERATED:
+            return []
+        known = self._store.known.keys() | self._ready.keys() | self._waiting.keys()
+        rest = [plan for plan in space.networks if plan not in known]
+        room = min(self._setup.n_jobs - len(share), self._unasked)
+        return rest if len(rest) <= room else []
+
+    def _train(self, shares: Iterable[Sequence[Plan]]) -> Iterator[tuple[Plan, list[Outcome]]]:
+        """Yields each plan with its outcomes, one a seed, as plans are finished."""
         if self._experiment.training is None:
-            yield from ((plan, []) for plan in plans)
+            yield from ((plan, []) for share in shares for plan in share)
             return
-        ready = [plan for plan in plans if plan in self._ready]
-        yield from ((plan, self._ready.pop(plan)) for plan in ready)
-        untrained = [plan for plan in plans if plan not in ready]
-        if not untrained:
-            return
-        everything = [*untrained, *self._rest(untrained, store, n_running)]
         seeds = self._experiment.seeds
+        candidates = ([Candidate(p, seed) for p in share for seed in seeds] for share in shares)
         gathered: dict[Plan, list[Outcome]] = defaultdict(list)
-        for outcome in self.outcomes([Candidate(p, seed) for p in everything for seed in seeds]):
+        for outcome in self._outcomes(candidates):
             plan = outcome.candidate.plan
             gathered[plan].append(outcome)
             if len(gathered[plan]) == len(seeds):
-                outcomes = sorted(gathered.pop(plan), key=lambda one: one.candidate.seed)
-                if plan in untrained:
-                    yield plan, outcomes
-                else:  # it waits for a trial of its own
-                    self._ready[plan] = outcomes
+                yield plan, sorted(gathered.pop(plan), key=lambda one: one.candidate.seed)
 
-    def missing(self, store: Store, seeds: int) -> dict[Candidate, int]:
+    def _outcomes(self, shares: Iterator[Sequence[Candidate]]) -> Iterator[Outcome]:
+        outcomes = self._executor.run(
+            self._experiment.task, shares, on_epoch=self._on_epoch, on_step=self._on_step
+        )
+        with contextlib.closing(outcomes):  # its workers end with it
+            yield from outcomes
+
+    def _finish(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+        """Measures a network that was trained, and records all trials that waited for it."""
+        record = self._experiment.measure(plan, outcomes)
+        (proposal, pass_config), *twins = self._waiting.pop(plan)
+        own = record.model_copy(update={"pass_config": pass_config})
+        told = self._tell(proposal, own, outcomes)
+        for proposal, pass_config in twins:
+            self._tell(proposal, told.record.looked_up(pass_config))
+
+    def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> Trial:
+        """Records a trial; the network of one that belongs on the front is kept before."""
+        values = self._experiment.values(record)
+        with self._store.turn():
+            number = len(self._store.trials)
+            if record.widths and record.trained_in is None:
+                record = record.model_copy(update={"trained_in": number})
+            joins = bool(outcomes) and values is not None and self._store.is_on_front(values)
+            if joins:
+                self._networks.keep(number, record, outcomes[0].weights)
+            trial = self._store.tell(proposal, record, values)
+            if joins:  # which may have pushed others off
+                self._networks.drop_others(trial.number for trial in self._store.front)
+        if record.failure is not None and record.trained_in in (None, number):
+            log.warning("trial %d failed: %s", number, record.failure.message)
+        self._on_trial()
+        return trial
+
+    # More trainings of the front's networks.
+
+    def missing(self, seeds: int) -> dict[Candidate, int]:
         """Returns each training that networks of the front lack for so many seeds → the trial."""
         first = self._experiment.config.seed
         return {
             Candidate(trial.record.plan, first + index): trial.number
-            for trial in store.front
-            for index in store.missing_replicates(trial.number, seeds)
+            for trial in self._store.front
+            for index in self._store.missing_replicates(trial.number, seeds)
         }
 
-    def replicate(self, missing: Mapping[Candidate, int], store: Store) -> Iterator[Outcome]:
+    def replicate(self, missing: Mapping[Candidate, int]) -> Iterator[Outcome]:
         """Trains what is missing and records each training as it ends, unless it failed.
 
         Yields:
@@ -93,34 +211,19 @@ class Trainer:
         for outcome in self.again(missing):
             if outcome.failure is None:
                 seed = outcome.candidate.seed - self._experiment.config.seed
-                store.add_replicate(missing[outcome.candidate], seed, outcome.history[-1])
+                self._store.add_replicate(missing[outcome.candidate], seed, outcome.history[-1])
             yield outcome
 
     def again(self, candidates: Mapping[Candidate, int]) -> Iterator[Outcome]:
-        """Trains networks of trials once more, `n_jobs` at once; a failure is logged.
+        """Trains networks of trials once more; a failure is logged.
 
         Yields:
             The outcome of each training, as they come.
         """
         left = iter(candidates)
-        n_jobs = self._experiment.config.search.strategy.setup.n_jobs
-        while part := list(itertools.islice(left, n_jobs)):
-            for outcome in self.outcomes(part):
-                if outcome.failure is not None:
-                    number, seed = candidates[outcome.candidate], outcome.candidate.seed
-                    log.warning("trial %d, seed %d: %s", number, seed, outcome.failure.message)
-                yield outcome
-
-    def _rest(self, untrained: Sequence[Plan], store: Store, n_running: int) -> list[Plan]:
-        """Returns all other networks of the space, where they may as well train now.
-
-        That is, where they fit into the stack beside the untrained ones of this round, which makes
-        them nearly free, and the trials left over are enough to meet them.
-        """
-        space, setup = self._experiment.space, self._experiment.config.search.strategy.setup
-        if not self._executor.stacks or space.n_configurations > MAX_ENUMERATED:
-            return []
-        known = store.known.keys() | self._ready.keys() | set(untrained)
-        rest = [plan for plan in space.networks if plan not in known]
-        trials_left = setup.n_trials - len(store.trials) - n_running
-        return rest if len(rest) <= min(setup.n_jobs - len(untrained), trials_left) else []
+        n = min(self._setup.n_jobs, -(-len(candidates) // self._executor.workers))
+        for outcome in self._outcomes(iter(lambda: list(itertools.islice(left, n)), [])):
+            if outcome.failure is not None:
+                number, seed = candidates[outcome.candidate], outcome.candidate.seed
+                log.warning("trial %d, seed %d: %s", number, seed, outcome.failure.message)
+            yield outcome

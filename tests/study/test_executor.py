@@ -1,9 +1,8 @@
 """Executors: the same outcomes, wherever candidates train."""
 
 import concurrent.futures
-import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,45 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from labkit import runtime
 from labkit.data import Dataset
-from labkit.errors import LabkitError
 from labkit.study import executor as module
-from labkit.study.executor import Executor, LocalExecutor, PoolExecutor, Task
+from labkit.study.executor import Executor, LocalExecutor, Outcomes, Shares, Task
 from labkit.study.record import Candidate, Outcome
-from labkit.study.search import Search, search
+from labkit.study.search import search
 from labkit.training import TrainSettings, train
-from labkit.transform import Plan, apply, get_model, initialise
+from labkit.transform import Plan, apply, initialise
 
-SETTINGS = TrainSettings(max_epochs=2, learning_rate=1e-2)
 CANDIDATES = [
     Candidate(Plan((("seq_blocks_2", a), ("seq_blocks_5", b))), seed)
     for a, b, seed in ((8, 8, 0), (16, 4, 0), (4, 9, 1), (8, 8, 1))
 ]
-
-
-@pytest.fixture
-def task(blobs: Dataset) -> Task:
-    """In float64, where a stack and a network alone agree to 1e-6."""
-    data = replace(
-        blobs, x_train=blobs.x_train.double(), x_val=blobs.x_val.double(),
-    )  # fmt: skip
-    return Task(get_model("jsc-toy").double(), data, SETTINGS)
-
-
-@pytest.fixture
-def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many networks each stack had; stacks are taken to be the faster way."""
-    sizes: list[int] = []
-    fit_stack = module.fit_stack
-
-    def spy(networks: Sequence[nn.Module], *args: Any, **options: Any) -> Any:
-        sizes.append(len(networks))
-        return fit_stack(networks, *args, **options)
-
-    monkeypatch.setattr(module, "fit_stack", spy)
-    monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
-    return sizes
 
 
 def alone(task: Task, candidate: Candidate) -> tuple[list[dict[str, float]], nn.Module]:
@@ -69,7 +41,7 @@ def check(task: Task, outcomes: Sequence[Outcome]) -> None:
 
 
 def test_together(task: Task, stacks: list[int]) -> None:
-    check(task, list(LocalExecutor().run(task, CANDIDATES)))
+    check(task, list(LocalExecutor().run(task, [CANDIDATES])))
     assert stacks == [4]
 
 
@@ -77,7 +49,7 @@ def test_a_stack_is_as_wide_as_the_memory_allows(
     task: Task, stacks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "stack_width", lambda *_: 3)
-    check(task, list(LocalExecutor().run(task, CANDIDATES)))
+    check(task, list(LocalExecutor().run(task, [CANDIDATES])))
     assert stacks == [3]  # the fourth by itself
 
 
@@ -88,8 +60,8 @@ def test_one_by_one_where_that_is_faster(
     caplog.set_level("INFO", "labkit")
     local = LocalExecutor()
     assert local.stacks
-    check(task, list(local.run(task, CANDIDATES)))
-    list(local.run(task, CANDIDATES))
+    check(task, list(local.run(task, [CANDIDATES])))
+    list(local.run(task, [CANDIDATES]))
     assert stacks == []
     assert not local.stacks
     said = "networks train one by one: a step of 4 takes 0.25 s so, and 0.5 s in a stack"
@@ -126,7 +98,7 @@ def test_a_stack_that_runs_out_of_memory_trains_one_by_one(
 
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
     monkeypatch.setattr(module, "fit_stack", out_of_memory)
-    check(task, list(LocalExecutor().run(task, CANDIDATES)))
+    check(task, list(LocalExecutor().run(task, [CANDIDATES])))
     assert "4 networks train one by one: OutOfMemoryError('no memory is left')" in caplog.text
 
 
@@ -138,7 +110,7 @@ def test_a_bug_of_the_stack_is_said_and_ends_no_search(
 
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
     monkeypatch.setattr(module, "fit_stack", bug)
-    check(task, list(LocalExecutor().run(task, CANDIDATES)))
+    check(task, list(LocalExecutor().run(task, [CANDIDATES])))
     assert "4 networks train one by one: KeyError('shape')" in caplog.text
 
 
@@ -148,7 +120,7 @@ def test_divergence_is_the_candidates_own(
 ) -> None:
     monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2) if together else (2, 1))
     wild = TrainSettings(max_epochs=2, learning_rate=1e200, optimizer="sgd")
-    outcomes = list(LocalExecutor().run(replace(task, settings=wild), CANDIDATES))
+    outcomes = list(LocalExecutor().run(replace(task, settings=wild), [CANDIDATES]))
     assert len(outcomes) == len(CANDIDATES)
     for outcome in outcomes:
         assert outcome.failure is not None
@@ -158,73 +130,20 @@ def test_divergence_is_the_candidates_own(
 
 def test_a_network_that_cannot_be_built_does_not_end_the_others(task: Task) -> None:
     bad = Candidate(Plan((("seq_blocks_2", 8), ("nowhere", 8))), 0)
-    outcomes = {o.candidate: o for o in LocalExecutor().run(task, [bad, CANDIDATES[0]])}
+    outcomes = {o.candidate: o for o in LocalExecutor().run(task, [[bad, CANDIDATES[0]]])}
     assert outcomes[CANDIDATES[0]].failure is None
     failure = outcomes[bad].failure
     assert failure is not None
     assert (failure.kind, failure.message[:33]) == ("training", "plan: it is for another network; ")
 
 
-def processes() -> concurrent.futures.Executor:
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(2, mp_context=context)
-
-
-@pytest.mark.parametrize(
-    "pool", [lambda: concurrent.futures.ThreadPoolExecutor(2), processes], ids=["threads", "spawn"]
-)
-def test_over_a_pool(task: Task, pool: Callable[[], concurrent.futures.Executor]) -> None:
-    with pool() as opened:
-        check(task, list(PoolExecutor(opened).run(task, CANDIDATES)))
-
-
-def test_a_search_over_a_pool_finds_what_one_at_home_finds(
-    tables: dict[str, Any], blobs: Dataset
-) -> None:
-    tables["search"]["strategy"]["setup"] |= {"sampler": "bruteforce", "n_trials": 16}
-    at_home = search(tables, data=blobs, progress=False).trials.set_index("network")
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        away = search(tables, data=blobs, executor=pool, progress=False).trials.set_index("network")
-    assert away["accuracy"].to_dict() == pytest.approx(at_home["accuracy"].to_dict(), abs=0.03)
-    with pytest.raises(LabkitError, match="executor: expected a concurrent.futures.Executor, got"):
-        Search(tables, data=blobs, executor=3)  # type: ignore[arg-type]
-
-
-class Lost(concurrent.futures.Executor):
-    """A pool whose workers die."""
-
-    def submit(self, *_: object, **__: object) -> concurrent.futures.Future[Any]:  # type: ignore[override]
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_exception(concurrent.futures.BrokenExecutor("a worker died"))
-        return future
-
-
-def test_a_lost_worker_fails_its_candidates(task: Task) -> None:
-    outcomes = list(PoolExecutor(Lost()).run(task, CANDIDATES))
-    assert {outcome.candidate for outcome in outcomes} == set(CANDIDATES)
-    for outcome in outcomes:
-        assert outcome.failure is not None
-        assert outcome.failure.kind == "worker"
-        assert outcome.failure.message == "BrokenExecutor: a worker died"
-
-
-def test_a_stop_ends_a_run_over_a_pool(task: Task) -> None:
-    def stop() -> None:
-        raise runtime.Stopped
-
-    with (
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-        pytest.raises(runtime.Stopped),
-    ):
-        list(PoolExecutor(pool).run(task, CANDIDATES, on_step=stop))
-
-
 def test_an_executor_of_ones_own_is_one_class(tables: dict[str, Any], blobs: Dataset) -> None:
     class Backwards(Executor):
-        def run(self, task: Task, candidates: Sequence[Candidate], **_: Any) -> Iterator[Outcome]:
-            for candidate in reversed(candidates):
-                history, network = alone(task, candidate)
-                yield Outcome(candidate, history, network.state_dict())
+        def run(self, task: Task, shares: Shares, **_: Any) -> Outcomes:
+            for share in shares:
+                for candidate in reversed(share):
+                    history, network = alone(task, candidate)
+                    yield Outcome(candidate, history, network.state_dict())
 
     results = search(tables, data=blobs, executor=Backwards(), progress=False)
     assert len(results.trials) == 8
@@ -235,7 +154,7 @@ def test_tasks_and_candidates_and_outcomes_are_picklable(task: Task) -> None:
     again = pickle.loads(pickle.dumps(task))
     assert again.channels.free == task.channels.free
     assert pickle.loads(pickle.dumps(CANDIDATES)) == CANDIDATES
-    (outcome,) = LocalExecutor().run(task, CANDIDATES[:1])
+    (outcome,) = LocalExecutor().run(task, [CANDIDATES[:1]])
     assert outcome.network is not None
     sent = pickle.loads(pickle.dumps(outcome))
     assert sent.network is None
@@ -245,10 +164,10 @@ def test_tasks_and_candidates_and_outcomes_are_picklable(task: Task) -> None:
 def test_epochs_are_told(task: Task, stacks: list[int]) -> None:
     told: list[int] = []
     options: Any = {"on_epoch": lambda metrics: told.append(len(metrics))}
-    list(LocalExecutor().run(task, CANDIDATES, **options))
+    list(LocalExecutor().run(task, [CANDIDATES], **options))
     assert told == [4, 4]
     told.clear()
-    list(LocalExecutor().run(task, CANDIDATES[:1], **options))
+    list(LocalExecutor().run(task, [CANDIDATES[:1]], **options))
     assert told == [1, 1]
 
 

@@ -75,7 +75,7 @@ def test_a_study_says_what_every_figure_must(tables: dict[str, Any], blobs: Data
 def test_a_larger_budget_is_the_same_study(tables: dict[str, Any], blobs: Dataset) -> None:
     before = experiment(tables, blobs).description().identity
     tables["search"]["strategy"]["setup"] |= {
-        "n_trials": 99, "timeout": 9.0, "n_jobs": 3, "sampler": "random",
+        "n_trials": 99, "timeout": 9.0, "n_jobs": 3, "sampler": "random", "workers": 4,
     }  # fmt: skip
     assert experiment(tables, blobs).description().identity == before
     assert set(before.definitions) == {
@@ -114,17 +114,17 @@ def test_a_record_is_of_all_runners(tables: dict[str, Any], blobs: Dataset) -> N
     histories = [[{"accuracy": a, "loss": 1.0}, {"accuracy": b, "loss": 0.5}]
                  for a, b in ((0.1, 0.5), (0.2, 0.7))]  # fmt: skip
     outcomes = [Outcome(Candidate(plan, i), history) for i, history in enumerate(histories)]
-    record = made.measure(plan, outcomes, 7)
+    record = made.measure(plan, outcomes)
     assert record.source == Source.TRAINED
-    assert record.trained_in == 7
+    assert record.trained_in is None  # known when it is told
     assert record.history == histories[0]
     assert record.replicates == [histories[0][-1], histories[1][-1]]
     assert record.software_metrics["accuracy"] == pytest.approx(0.6)
     flops = record.software_metrics["total_flops"]
     assert record.scaled_metrics == {"accuracy": pytest.approx(0.6), "total_flops": flops / 2}
     failure = Failure(kind=FailureKind.DIVERGED, message="why")
-    failed = made.measure(plan, [*outcomes, Outcome(Candidate(plan, 2), failure=failure)], 7)
+    failed = made.measure(plan, [*outcomes, Outcome(Candidate(plan, 2), failure=failure)])
     assert failed.failure == failure
     assert failed.source is None
     assert failed.metrics == {}
-    assert failed.trained_in == 7
+    assert failed.widths == plan.to_dict()

@@ -1,0 +1,302 @@
+"""Executors over pools: any `concurrent.futures.Executor`, and processes of this machine."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import importlib.metadata
+import itertools
+import logging
+import platform
+import socket
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+
+import cloudpickle
+import psutil
+import torch
+
+from labkit.errors import LabkitError
+from labkit.runtime import importable_from
+from labkit.study.executor import (
+    POLL_SECONDS,
+    Executor,
+    LocalExecutor,
+    OnEpoch,
+    OnStep,
+    Outcomes,
+    Shares,
+    Task,
+)
+from labkit.study.processes import ProcessPool, WorkerLostError
+from labkit.study.record import Candidate, Failure, FailureKind, Outcome
+
+log = logging.getLogger(__name__)
+
+TRIES = 2  # of a candidate whose worker is lost
+Answer = tuple[list[Outcome], str | None]
+
+KEPT_TASKS = 2  # in a worker, of searches that take turns
+START_SECONDS = 10  # of training, after which starting processes is worth it
+VERSIONS = {"Python": platform.python_version()} | {
+    name: importlib.metadata.version(name) for name in ("torch", "labkit")
+}
+
+
+class PoolExecutor(Executor):
+    """Trains over any `concurrent.futures.Executor`: threads, processes, or a cluster's.
+
+    Each worker trains its shares as `LocalExecutor` does. Where that is one by one, each candidate
+    becomes a share of its own. What a lost worker trained is trained again, each candidate alone,
+    so that only a network that loses its worker twice fails.
+
+    Args:
+        pool: The executor; it stays open.
+        workers: Shares to train at once; by default as many as the pool says it has workers, and
+            one where it does not say.
+    """
+
+    def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
+        self.pool = pool
+        self.workers = workers or getattr(pool, "_max_workers", None) or 1
+        self.stacks = True  # until a worker says otherwise
+
+    def run(
+        self,
+        task: Task,
+        shares: Shares,
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: OnStep | None = None,
+    ) -> Outcomes:
+        """Yields an outcome for each candidate, a share at a time; see `Executor`."""
+        name, packed = uuid.uuid4().hex, b""
+        left, again, more = iter(shares), deque[Sequence[Candidate]](), True
+        running: dict[Future[Answer | None], Sequence[Candidate]] = {}
+        losses: Counter[Candidate] = Counter()
+        _tasks[name] = task, LocalExecutor()  # for threads of this process
+        try:
+            while more or again or running:
+                while (more or again) and len(running) < self.workers:
+                    share = again.popleft() if again else next(left, None)
+                    if not share:
+                        more = share is not None
+                        break
+                    running[self._submit(name, share)] = share
+                if on_step is not None:
+                    on_step()
+                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    share = running.pop(future)
+                    outcomes = self._outcomes(future, share, losses)
+                    if outcomes is None:
+                        packed = packed or _packed(task)
+                        running[self._submit(name, share, packed)] = share
+                        continue
+                    yield from outcomes
+                    ended = {outcome.candidate for outcome in outcomes}
+                    again.extend([one] for one in share if one not in ended)
+        finally:
+            del _tasks[name]
+            for future in running:
+                future.cancel()
+
+    def _submit(
+        self, name: str, share: Sequence[Candidate], packed: bytes = b""
+    ) -> Future[Answer | None]:
+        with _in_words():
+            return self.pool.submit(train_share, name, share, VERSIONS, packed)
+
+    def _outcomes(
+        self, future: Future[Answer | None], share: Sequence[Candidate], losses: Counter[Candidate]
+    ) -> list[Outcome] | None:
+        """Returns what became of a share, as far as it was trained; `None` if it lacks the task."""
+        try:
+            with _in_words():
+                answer = future.result()
+        except WorkerLostError as lost:
+            losses.update(share)
+            message = f"training it ended its worker {TRIES} times; at last, {lost}"
+            failure = Failure(kind=FailureKind.WORKER, message=message)
+            return [Outcome(c, failure=failure) for c in share if losses[c] == TRIES]
+        if answer is None:
+            return None
+        outcomes, why_alone = answer
+        if why_alone and self.stacks:
+            self.stacks = False
+            log.warning("networks train one by one: %s", why_alone)
+        return outcomes
+
+
+class ProcessExecutor(PoolExecutor):
+    """Trains in processes of this machine, which start and end with a run.
+
+    Args:
+        workers: How many; PyTorch's threads are divided among them.
+        stacks: Whether networks may be expected to train together.
+    """
+
+    def __init__(self, workers: int, *, stacks: bool = True):
+        self.workers, self.stacks = workers, stacks
+
+    def run(
+        self,
+        task: Task,
+        shares: Shares,
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: OnStep | None = None,
+    ) -> Outcomes:
+        """Yields an outcome for each candidate, a share at a time; see `Executor`."""
+        with ProcessPool(self.workers) as self.pool:
+            yield from super().run(task, shares, on_epoch=on_epoch, on_step=on_step)
+
+
+class AutoExecutor(LocalExecutor):
+    """Trains in this process, and moves to one a core where that is faster.
+
+    Where networks train one by one, processes of one thread each train more of them than one
+    process with all threads. They take seconds to start, so that training has to take that long.
+    """
+
+    def run(
+        self,
+        task: Task,
+        shares: Shares,
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_step: OnStep | None = None,
+    ) -> Outcomes:
+        """Yields an outcome for each candidate; see `Executor`."""
+        shares, ends = iter(shares), time.monotonic() + START_SECONDS
+        for share in shares:
+            left = list(share)
+            for outcome in self.train(task, share, on_epoch, on_step):
+                yield outcome
+                left.remove(outcome.candidate)
+                if self.stacks or time.monotonic() < ends:
+                    continue
+                self.workers = _useful_processes(task)
+                if self.workers > 1:
+                    log.info("%d processes train from now on", self.workers)
+                    others = ProcessExecutor(self.workers, stacks=False)
+                    rest = itertools.chain(([one] for one in left), shares)
+                    yield from others.run(task, rest, on_epoch=on_epoch, on_step=on_step)
+                    return
+
+
+def _useful_processes(task: Task) -> int:
+    """Returns how many processes may train at once: one a core, as far as memory goes."""
+    if task.data.x_train.is_cuda:
+        return 1
+    each = psutil.Process().memory_info().rss  # which has trained here, too
+    return min(torch.get_num_threads(), 1 + psutil.virtual_memory().available // each)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Says in words that a pool cannot go on."""
+    try:
+        yield
+    except (LabkitError, WorkerLostError):
+        raise
+    except Exception as error:  # each pool has its own kinds
+        raise LabkitError(
+            f"executor: it cannot go on: {type(error).__name__}: {error}; what is finished is "
+            "kept, and the same search continues"
+        ) from error
+
+
+# In a worker.
+
+_tasks: dict[str, tuple[Task, LocalExecutor]] = {}  # those that this process was sent
+
+
+def _packed(task: Task) -> bytes:
+    try:
+        return cloudpickle.dumps(task)
+    except Exception as error:  # a network of the user's own may raise anything
+        raise LabkitError(
+            f"model: it cannot be sent to another process: {type(error).__name__}: {error}"
+        ) from error
+
+
+def train_share(
+    name: str, share: Sequence[Candidate], versions: Mapping[str, str], packed: bytes
+) -> Answer | None:
+    """Trains candidates in a worker.
+
+    Args:
+        name: Of the task, which is sent once to each process that trains.
+        share: They train together; where that does not work, only the first one does.
+        versions: Of what the search runs with, which must be the same here.
+        packed: The task, if it is sent.
+
+    Returns:
+        The outcomes, and why networks train one by one, if they do; `None` if the task is missing.
+
+    Raises:
+        LabkitError: Other versions are installed here, or the task cannot be loaded.
+    """
+    if name not in _tasks:
+        if not packed:
+            return None
+        _load(name, versions, packed)
+    task, local = _tasks[name]
+    outcomes = []
+    for outcome in local.train(task, share):
+        outcomes.append(outcome)
+        if not local.stacks:
+            break
+    return outcomes, local.why_alone
+
+
+def _load(name: str, versions: Mapping[str, str], packed: bytes) -> None:
+    where = f"executor: a worker on {socket.gethostname()}"
+    for what, version in versions.items():
+        if version != (here := VERSIONS.get(what)):
+            raise LabkitError(f"{where} has {what} {here}, and the search {version}")
+    try:
+        with importable_from(Path.cwd()):
+            task = cloudpickle.loads(packed)
+    except Exception as error:  # such as a module of the user's that is not there
+        raise LabkitError(
+            f"{where} cannot load the network and the data: {type(error).__name__}: {error}"
+        ) from error
+    while len(_tasks) >= KEPT_TASKS:
+        del _tasks[next(iter(_tasks))]
+    _tasks[name] = task, LocalExecutor()
+
+
+def as_executor(
+    executor: Executor | concurrent.futures.Executor | int | str | None, workers: int | None = None
+) -> Executor:
+    """Returns what a search was given as an executor.
+
+    Args:
+        executor: An executor; a number of processes; the address of a Dask scheduler; or `None`.
+        workers: What the configuration says, for `None`.
+
+    Raises:
+        LabkitError: It is none.
+    """
+    executor = workers if executor is None else executor
+    match executor:
+        case None:
+            return AutoExecutor()
+        case Executor():
+            return executor
+        case bool():
+            pass
+        case int() if executor > 0:
+            return LocalExecutor() if executor == 1 else ProcessExecutor(executor)
+        case concurrent.futures.Executor():
+            return PoolExecutor(executor)
+    raise LabkitError(
+        "executor: expected a concurrent.futures.Executor, a number of processes or the address "
+        f"of a Dask scheduler, got {executor!r:.100}"
+    )
