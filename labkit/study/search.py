@@ -35,7 +35,7 @@ from labkit.study.results import Results
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import as_url, named
-from labkit.study.store import Asked, Store, kept_in
+from labkit.study.store import Store, kept_in
 from labkit.study.trainer import Trainer
 
 log = logging.getLogger(__name__)
