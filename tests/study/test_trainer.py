@@ -68,6 +68,7 @@ def test_a_slow_network_does_not_hold_the_others_back(
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "bruteforce"])
 @pytest.mark.parametrize("n_jobs", [1, 3])
+@pytest.mark.usefixtures("stacks")  # the clock does not decide
 def test_what_trains_at_once_is_trained_once(
     tables: dict[str, Any], blobs: Dataset, sampler: str, n_jobs: int, trained: Counter[Plan]
 ) -> None:
