@@ -220,6 +220,8 @@ class Trainer:
         Yields:
             The outcome of each training, as they come.
         """
+        if not candidates:  # nothing is started for them
+            return
         left = iter(candidates)
         n = min(self._setup.n_jobs, -(-len(candidates) // self._executor.workers))
         for outcome in self._outcomes(iter(lambda: list(itertools.islice(left, n)), [])):
