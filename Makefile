@@ -3,6 +3,7 @@
 # make test     run all checks
 # make docs     build the guide and the API reference into site/
 # make lowest   run the fast tests with the oldest versions that pyproject.toml allows
+# make faults   kill searches at every moment, and see that nothing is lost: SEED
 # make mutants  see whether tests notice small changes to the code: SAMPLE, SEED, PACKAGES
 # make lock     pin the newest versions that pyproject.toml allows
 
@@ -12,7 +13,7 @@ EXTRAS = lab,cluster,test,dev,jets
 SAMPLE ?= 60
 SEED ?= 0
 
-.PHONY: search lab test docs lowest mutants lock
+.PHONY: search lab test docs lowest mutants faults lock
 
 search: .venv/installed
 	.venv/bin/labkit search configs/jsc_toy.toml
@@ -32,6 +33,9 @@ docs: .venv/installed-for-tests
 
 mutants: .venv/installed-for-tests
 	.venv/bin/python tools/mutants.py --sample $(SAMPLE) --seed $(SEED) $(PACKAGES)
+
+faults: .venv/installed-for-tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults.hunt $(SEED)
 
 # A change of what is installed makes the environment anew: nothing old is left behind.
 .venv/installed: pyproject.toml constraints.txt

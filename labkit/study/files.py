@@ -45,10 +45,9 @@ def write(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())  # or else a power cut may leave its name without its content
         beside.replace(path)
     except OSError as error:
-        raise LabkitError(f"out: cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            beside.unlink()
+        raise LabkitError(f"out: cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -77,8 +77,8 @@ class FrontNetworks:
         for number in self._in_memory.keys() - kept:
             del self._in_memory[number]
         if self._folder is not None:
-            for number in saved_networks(self._folder) - kept:
-                for suffix in ("safetensors", "json"):
+            for suffix in ("safetensors", "json"):  # a kill may have left one of the two
+                for number in saved_networks(self._folder, suffix) - kept:
                     (self._folder / "best" / f"trial_{number}.{suffix}").unlink(missing_ok=True)
 
     def open(self, number: int) -> nn.Module:
@@ -100,9 +100,9 @@ class FrontNetworks:
         return network.eval()
 
 
-def saved_networks(folder: Path) -> set[int]:
+def saved_networks(folder: Path, suffix: str = "safetensors") -> set[int]:
     """Returns the numbers of the trials whose networks are in `best/`."""
-    numbers = (p.stem.removeprefix("trial_") for p in folder.glob("best/trial_*.safetensors"))
+    numbers = (path.stem.removeprefix("trial_") for path in folder.glob(f"best/trial_*.{suffix}"))
     return {int(number) for number in numbers if number.isdecimal()}
 
 

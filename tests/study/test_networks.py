@@ -72,6 +72,9 @@ def test_what_leaves_the_front_leaves_no_file(tmp_path: Path) -> None:
     kept.drop_others([1])
     names = sorted(path.name for path in (tmp_path / "best").iterdir())
     assert names == ["trial_1.json", "trial_1.safetensors"]
+    (tmp_path / "best" / "trial_0.json").touch()  # of a kill while it was dropped
+    kept.drop_others([1])
+    assert not (tmp_path / "best" / "trial_0.json").exists()
     kept.drop_others([])
     with pytest.raises(LabkitError, match="holds no trained networks"):
         load_best(tmp_path)
