@@ -9,6 +9,7 @@ import importlib.metadata
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import labkit
 from labkit.errors import LabkitError
@@ -21,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         0 on success, 1 where no trial finished, 2 on bad input; 130 after Ctrl-C, and so on with
         128 and the number of other signals.
     """
-    arguments = _parser().parse_args(argv)
-    from labkit import runtime
-
     try:
+        arguments = _parser().parse_args(argv)
+        from labkit import runtime
+
         with runtime.signals_interrupt():
             return int(arguments.run(arguments))
     except LabkitError as error:
@@ -35,8 +36,19 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LabkitError(f"{message} (see {self.prog} --help)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="labkit", description="Find how wide each layer of a small neural network should be."
     )
     version = f"labkit {importlib.metadata.version('labkit')}"
@@ -45,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
     search = commands.add_parser("search", help="run a search, or continue one")
     search.add_argument("config", type=Path, metavar="CONFIG.toml")
-    search.add_argument("--trials", type=int, metavar="N", help="trials of the whole study")
-    search.add_argument("--epochs", type=int, metavar="N", help="epochs for each network")
+    search.add_argument("--trials", type=_count, metavar="N", help="trials of the whole study")
+    search.add_argument("--epochs", type=_count, metavar="N", help="epochs for each network")
     search.add_argument("--seed", type=int, metavar="N")
     folder = "by default results/ and the name of CONFIG"
     search.add_argument("--out", type=Path, metavar="FOLDER", help=folder)
@@ -58,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     trust = "run the code that the folder names; only where you know who made it"
     again = commands.add_parser("replicate", help="train the front's networks with more seeds")
     again.add_argument("folder", type=Path, metavar="FOLDER")
-    again.add_argument("--seeds", type=int, metavar="N", default=5, help="of each network; 5")
+    again.add_argument("--seeds", type=_count, metavar="N", default=5, help="of each network; 5")
     again.add_argument("--storage", metavar="URL", help=storage)
     again.add_argument("--trust", action="store_true", help=trust)
     again.set_defaults(run=_replicate)

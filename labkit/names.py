@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.runtime import importable_from
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def build(key: str, name: str, make: Any, kind: type[T]) -> T:
         LabkitError: It is no function, it raised, or it returned something else.
     """
     if not callable(make):
-        raise LabkitError(f"{key}: expected {name!r} to be a function, got {make!r}")
+        raise LabkitError(f"{key}: expected {name!r} to be a function, got {shown(make)}")
     with _users_code(f"{key}: {name!r} failed, called without arguments"):
         built = make()
     if not isinstance(built, kind):

@@ -29,6 +29,8 @@ finally:
     if not _is_set:
         del os.environ["GOMP_SPINCOUNT"]
 
+from labkit.errors import in_words, shown  # noqa: E402
+
 T = TypeVar("T")
 
 TIMED_STEPS = 4  # with all threads, and with one
@@ -186,11 +188,16 @@ def kept_memory() -> contextlib.AbstractContextManager[None]:
 _generator = threading.RLock()  # PyTorch's own generator of random numbers is the process's
 
 
+def _draw_from(seed: int) -> None:
+    with in_words(f"seed: expected a whole number, got {shown(seed)}"):
+        torch.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draws from PyTorch's generator as from a seed, one thread at a time; it is left as it was."""
     with _generator, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        _draw_from(seed)
         yield
 
 
@@ -200,7 +207,7 @@ def seeded_training(seed: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with _generator:
             stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
+            _draw_from(seed)
         try:
             yield
         finally:

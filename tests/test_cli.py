@@ -91,8 +91,15 @@ def test_a_storage_of_ones_own(config: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["search", "none.toml"], "none.toml"),
-        (["search", "{config}", "--trials", "0"], "n_trials: expected greater than or equal to 1"),
-        (["search", "{config}", "--epochs", "-1"], "max_epochs: expected"),
+        (
+            ["search", "{config}", "--trials", "0"],
+            "argument --trials: expected a whole number from 1 on, got '0'",
+        ),
+        (["search", "{config}", "--epochs", "-1"], "argument --epochs: expected"),
+        (["replicate", "nowhere", "--seeds", "-1"], "--seeds: expected a whole number from 1 on"),
+        (["search", "{config}", "--trials", "9" * 5_000], "argument --trials: expected"),
+        (["search", "{config}", "--nonsense"], "unrecognized arguments: --nonsense (see labkit"),
+        ([], "arguments are required: COMMAND (see labkit --help)"),
         (["search", "{config}", "--storage", "nonsense"], "storage: 'nonsense': expected a URL"),
         (["dashboard", "nowhere"], "'nowhere' holds no study.db"),
     ],

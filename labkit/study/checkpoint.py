@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from labkit.errors import LabkitError
+from labkit.checks import readable
+from labkit.errors import in_words
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -24,18 +25,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         LabkitError: There is no such file, it holds something else, or another network.
     """
-    if not path.is_file():
-        raise LabkitError(f"load_name: there is no checkpoint {str(path)!r}")
-    try:
+    readable("load_name", path)
+    with in_words(f"load_name: {path} is not a checkpoint of weights"):
         if path.suffix == ".safetensors":
             state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise their own kinds for a bad file
-        raise LabkitError(f"load_name: {path} is not a checkpoint of weights: {error}") from error
-    if isinstance(state, dict) and "state_dict" in state:
-        state = {name.removeprefix("model."): v for name, v in state["state_dict"].items()}
-    try:
+        if isinstance(state, dict) and "state_dict" in state:
+            state = {name.removeprefix("model."): v for name, v in state["state_dict"].items()}
+    with in_words(f"load_name: {path} holds another network"):
         model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        raise LabkitError(f"load_name: {path} holds another network: {error}") from error

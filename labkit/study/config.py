@@ -145,7 +145,7 @@ class SearchConfig(Table):
     label: str = "label"
     task: Literal["cls", "classification"] = "cls"
     max_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
     project: str = DEFAULT_PROJECT
@@ -290,7 +290,7 @@ def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> 
     """Gives a strategy's tables objectives, and runners for those that none measures yet."""
     if not isinstance(objectives, Mapping):
         raise LabkitError(
-            f"objectives: expected metric → 'maximize' or 'minimize', got {objectives!r}"
+            f"objectives: expected metric → 'maximize' or 'minimize', got {shown(objectives)}"
         )
     kept = strategy["metrics"]
     strategy["metrics"] = {m: {**kept.get(m, {}), "direction": objectives[m]} for m in objectives}
@@ -308,7 +308,7 @@ def _space_of(widths: Widths) -> dict[str, Any]:
     for values in lists.values():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise LabkitError(
-                f"widths: expected a list of multipliers, or layer → list, got {values!r}"
+                f"widths: expected a list of multipliers, or layer → list, got {shown(values)}"
             )
     return {
         "name": "transform/channel_multiplier",
@@ -374,4 +374,5 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def to_tables(config: SearchConfig) -> dict[str, Any]:
     """Returns the tables of a configuration, as TOML can hold them."""
-    return config.model_dump(mode="json", exclude_none=True)
+    with in_words("config: it cannot be written as TOML"):
+        return config.model_dump(mode="json", exclude_none=True)

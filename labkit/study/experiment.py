@@ -62,7 +62,7 @@ class Experiment:
         self.model = get_model(model if model is not None else config.model)
         if data is None:
             data = load_data(config.dataset, label=config.label)
-        check_fit(self.model.cpu(), data)
+        check_fit(self.model.cpu(), data, self.training)
         if self.training is not None and self.training.weights == "keep":
             if config.load_name is None:
                 raise LabkitError("load_name: weights = 'keep' needs the path of a checkpoint")

@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli_w
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
 from labkit.study.results import Results
@@ -56,10 +56,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         LabkitError: It cannot be made, or what is not written by `write` would go through a link.
     """
-    try:
+    with in_words(f"out: cannot make {str(folder)!r}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabkitError(f"out: cannot make {str(folder)!r}: {error}") from error
     for path in (*folder.glob(f"{DATABASE}*"), folder / ".lock", folder / "best"):
         if path.is_symlink():
             raise LabkitError(f"out: {str(path)!r} is a link, and none is written through; move it")

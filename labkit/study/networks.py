@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import FiniteFloat, PositiveInt
 from torch import nn
 
 from labkit import names
-from labkit.errors import LabkitError
+from labkit.checks import Table, check_memory, checked, readable
+from labkit.errors import LabkitError, in_words
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
 from labkit.study.files import write
@@ -156,23 +158,31 @@ def _trained(folder: Path) -> dict[int, Metrics]:
         described = {}
         for number in sorted(saved_networks(folder)):
             with contextlib.suppress(LabkitError):
-                described[number] = _description(folder, number)["software_metrics"]
+                described[number] = _description(folder, number).software_metrics
         return described
 
 
-def _description(folder: Path, number: int) -> dict[str, Any]:
-    path = folder / "best" / f"trial_{number}.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise LabkitError(f"folder: {str(path)!r} cannot be read: {error}") from error
+class _Description(Table):
+    """What `trial_N.json` holds."""
+
+    number: int
+    plan: dict[str, int]
+    input_shape: list[PositiveInt]
+    software_metrics: dict[str, FiniteFloat]
+    hardware_metrics: dict[str, FiniteFloat]
+
+
+def _description(folder: Path, number: int) -> _Description:
+    path = readable("folder", folder / "best" / f"trial_{number}.json")
+    with in_words(f"folder: {str(path)!r} cannot be read"):
+        return checked(_Description, path.read_bytes(), path.name)
 
 
 def _is_whole(folder: Path, trial: Trial) -> bool:
     """Whether the files of a trial's network are there, and neither cut nor another network's."""
     try:
         with safetensors.safe_open(folder / "best" / f"trial_{trial.number}.safetensors", "pt"):
-            return _description(folder, trial.number).get("plan") == trial.record.widths
+            return _description(folder, trial.number).plan == trial.record.widths
     except (OSError, safetensors.SafetensorError, LabkitError):
         return False
 
@@ -184,7 +194,8 @@ def _opened(folder: Path, number: int, model: nn.Module | None) -> nn.Module:
         except LabkitError as error:
             raise LabkitError(f"{error}; a module of one's own is given by model=") from error
     chosen = _description(folder, number)
-    example = torch.zeros(1, *chosen["input_shape"])
-    network = apply(model, Plan(tuple(chosen["plan"].items())), example_input=example, seed=0)
+    check_memory("input_shape: one row", 4 * math.prod(chosen.input_shape))
+    example = torch.zeros(1, *chosen.input_shape)
+    network = apply(model, Plan(tuple(chosen.plan.items())), example_input=example, seed=0)
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")
     return network.eval()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from labkit import runtime
 from labkit.data import Dataset
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words, shown
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
 from labkit.study.executor import Executor
 from labkit.study.experiment import Experiment
@@ -91,7 +91,8 @@ class Search:
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )
-        self.folder = None if folder is None else Path(folder)
+        with in_words(f"folder: expected a path, got {shown(folder)}"):
+            self.folder = None if folder is None else Path(folder)
         known = self.folder and kept_in(self.folder)[0]
         kept = storage or checked.search.strategy.setup.storage or known
         if isinstance(kept, str):  # the folder remembers it
@@ -192,7 +193,7 @@ class Search:
             LabkitError: The search did not train, has no trials yet, or is running here.
         """
         if not isinstance(seeds, int) or seeds < 1:
-            raise LabkitError(f"seeds: expected a whole number from 1 on, got {seeds!r}")
+            raise LabkitError(f"seeds: expected a whole number from 1 on, got {shown(seeds)}")
         if not self.store.trials:
             raise LabkitError("replicate: the search has no trials yet")
         if self.experiment.training is None:

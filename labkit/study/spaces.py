@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.fx import GraphModule
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.operators import scalable_modules
 from labkit.study.space import SearchSpaceBase, register_space
 from labkit.transform import (
@@ -154,8 +154,10 @@ class ChannelMultiplierSpace(SearchSpaceBase):
 
 
 def _by_type(setup: Mapping[str, Any]) -> bool:
-    if (by := setup.get("by")) not in ("name", "type"):
-        raise LabkitError(f"search.search_space.setup.by: expected 'name' or 'type', got {by!r}")
+    by = setup.get("by")
+    if not isinstance(by, str) or by not in ("name", "type"):
+        expected = "expected 'name' or 'type'"
+        raise LabkitError(f"search.search_space.setup.by: {expected}, got {shown(by)}")
     return by == "type"
 
 
@@ -197,11 +199,13 @@ def _check_multipliers(where: str, entry: object) -> list[float]:
 def _check_options(where: str, entry: object) -> dict[str, list[Any]]:
     options = _check_table(where, entry)
     if "name" not in options:
-        raise LabkitError(f"{where}.config: expected a table with the key 'name', got {options!r}")
+        raise LabkitError(
+            f"{where}.config: expected a table with the key 'name', got {shown(options)}"
+        )
     for value in options["name"]:
-        if value not in SIDES:
+        if not isinstance(value, str | None) or value not in SIDES:
             raise LabkitError(
-                f"{where}.config.name: expected {', '.join(map(str, SIDES))}; got {value!r}"
+                f"{where}.config.name: expected {', '.join(map(str, SIDES))}; got {shown(value)}"
             )
     return options
 
@@ -209,10 +213,10 @@ def _check_options(where: str, entry: object) -> dict[str, list[Any]]:
 def _check_table(where: str, entry: object) -> dict[str, list[Any]]:
     """Returns the table `config` of one entry of the seed: lists of options."""
     if not isinstance(entry, Mapping) or set(entry) != {"config"}:
-        raise LabkitError(f"{where}: expected one table 'config', got {entry!r}")
+        raise LabkitError(f"{where}: expected one table 'config', got {shown(entry)}")
     request = entry["config"]
     if not isinstance(request, Mapping):
-        raise LabkitError(f"{where}.config: expected a table, got {request!r}")
+        raise LabkitError(f"{where}.config: expected a table, got {shown(request)}")
     for option, values in request.items():
         if option not in REQUEST_KEYS:
             raise LabkitError(
@@ -220,8 +224,11 @@ def _check_table(where: str, entry: object) -> dict[str, list[Any]]:
             )
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise LabkitError(
-                f"{where}.config.{option}: expected a list of options, got {values!r}"
+                f"{where}.config.{option}: expected a list of options, got {shown(values)}"
             )
-        if len(set(map(repr, values))) < len(values):
-            raise LabkitError(f"{where}.config.{option}: an option is listed twice in {values!r}")
+        with in_words(f"{where}.config.{option}: expected options, got {shown(values)}"):
+            if len(set(map(repr, values))) < len(values):
+                raise LabkitError(
+                    f"{where}.config.{option}: an option is listed twice in {shown(values)}"
+                )
     return {option: list(values) for option, values in request.items()}

@@ -13,10 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
-from labkit.errors import DivergenceError, LabkitError
+from labkit.errors import DivergenceError, LabkitError, in_words, shown
 from labkit.runtime import kept_memory, seeded_training
 from labkit.training.metrics import Metrics, by_network, divergence, logits_of, scores, stops_early
-from labkit.training.settings import TrainSettings, epoch_order, make_optimizer, make_scheduler
+from labkit.training.settings import (
+    TrainSettings,
+    epoch_order,
+    make_optimizer,
+    make_scheduler,
+    n_steps,
+)  # fmt: skip
 
 
 @dataclass
@@ -156,8 +162,8 @@ def train(
         DivergenceError: The loss became NaN or infinite.
         LabkitError: The network does not fit the data.
     """
-    check_fit(model, data)
     settings = settings or TrainSettings()
+    check_fit(model, data, settings)
     of_one = None if on_epoch is None else lambda metrics: on_epoch(*metrics)
     [trained] = fit(Learner(model), data, settings, [seed], on_epoch=of_one, on_step=on_step)
     if trained.failure is not None:
@@ -165,19 +171,29 @@ def train(
     return trained.history
 
 
-def check_fit(model: nn.Module, data: Dataset) -> None:
+def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = None) -> None:
     """Checks that a network takes a data set's rows and returns a logit a class.
 
+    Args:
+        model: The network.
+        data: The data set.
+        settings: How it is to be trained, where it is.
+
     Raises:
-        LabkitError: It does not.
+        LabkitError: It does not, or its training would have no steps.
     """
+    if not isinstance(model, nn.Module):
+        raise LabkitError(f"model: expected an nn.Module, got {shown(model)}")
+    if not isinstance(data, Dataset):
+        made = "labkit.Dataset.from_arrays makes one"
+        raise LabkitError(f"data: expected a Dataset, got {shown(data)}; {made}")
+    if settings is not None:
+        n_steps(len(data.x_train[: settings.num_samples]), settings)
     was_training, row = model.training, data.x_val[:1]
+    rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_words(f"model: it does not take {rows}"):
             logits = model.eval()(row)
-    except (RuntimeError, ValueError, IndexError) as error:
-        rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
-        raise LabkitError(f"model: it does not take {rows}: {error}") from error
     finally:
         model.train(was_training)
     expected = (1, len(data.classes))

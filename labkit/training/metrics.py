@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit.errors import DivergenceError
+from labkit.errors import DivergenceError, in_words
 from labkit.training.settings import TrainSettings
 
 EVALUATION_ROWS = 16384  # bounds memory, not results
@@ -42,6 +42,7 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([model(part) for part in x.split(EVALUATION_ROWS)]).T[None]
 
 
+@in_words("model: it does not take these rows, or its logits do not fit the labels")
 @torch.no_grad()
 def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Metrics:
     """Returns `loss` (mean cross-entropy), `accuracy` and `accuracy_macro` of a network.

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from labkit.checks import Table
+from labkit.errors import LabkitError
 
 
 class TrainSettings(Table):
@@ -50,6 +51,19 @@ def n_batches(rows: int, settings: TrainSettings) -> int:
     return whole + (rest > 1)
 
 
+def n_steps(rows: int, settings: TrainSettings) -> int:
+    """Returns how many steps a training on that many rows has, at most.
+
+    Raises:
+        LabkitError: It has none after those of its warm-up.
+    """
+    steps, warmup = settings.max_epochs * n_batches(rows, settings), settings.num_warmup_steps
+    if warmup >= steps:
+        said = f"expected fewer than the {steps} steps of a training on {rows} rows"
+        raise LabkitError(f"num_warmup_steps: {said}, got {warmup}")
+    return steps
+
+
 def epoch_order(rows: int, settings: TrainSettings, generator: torch.Generator) -> torch.Tensor:
     """Returns the row indices of one epoch, int64, shuffled; it splits into `n_batches`."""
     order = torch.randperm(rows, generator=generator)
@@ -82,5 +96,5 @@ def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:
 
 def make_scheduler(optimizer: Optimizer, rows: int, settings: TrainSettings) -> LRScheduler:
     """Returns the schedule of the learning rate over a whole training on that many rows."""
-    total_steps = settings.max_epochs * n_batches(rows, settings)
+    total_steps = n_steps(rows, settings)
     return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, settings))

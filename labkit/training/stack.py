@@ -114,7 +114,7 @@ def fit_stack(
         NotStackable: The network mixes channels.
         LabkitError: The network does not fit the data.
     """
-    check_fit(networks[0], data)
+    check_fit(networks[0], data, settings)
     x = data.x_train
     learner = _Together(Stack(channels.traced, networks), seeds, x.device)
     # Only so does a stack compute the same numbers whatever the threads; others keep them all.

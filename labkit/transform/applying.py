@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.errors import LabkitError
+from labkit.checks import check_memory
+from labkit.errors import LabkitError, shown
 from labkit.operators.base import operator_of
 from labkit.operators.nodes import describe
 from labkit.runtime import seeded
 from labkit.transform.channels import find_channels
+from labkit.transform.cost import cost_of
 from labkit.transform.graph import Example, layer_nodes, trace
 from labkit.transform.groups import Channels, Side, copies, inexact
 from labkit.transform.plan import PassConfig, Plan, Resolution, resolve, widths_of
@@ -63,10 +65,15 @@ def apply(
         LabkitError: The plan names other channel groups than the network has, or a width that its
             group cannot have.
     """
-    if weights not in ("fresh", "keep"):
-        raise LabkitError(f"weights: expected 'fresh' or 'keep', got {weights!r}")
+    if not isinstance(weights, str) or weights not in ("fresh", "keep"):
+        raise LabkitError(f"weights: expected 'fresh' or 'keep', got {shown(weights)}")
+    if not isinstance(noise, float | int) or not 0 <= noise < float("inf"):
+        raise LabkitError(f"noise: expected a number from 0 on, got {shown(noise)}")
     channels = find_channels(model, example_input) if channels is None else channels
     widths = widths_of(channels, plan)
+    growth = max((widths[group.name] / group.width for group in channels.free), default=1)
+    if channels.n_parameters * growth**2 > 2**28:  # at most so many: only then is it worth the time
+        check_memory("plan: its network", 4 * cost_of(channels, plan).parameters)
     keep = weights == "keep"
     chosen = copies(channels, widths, model if keep else None)
     new_model = copy.deepcopy(model)

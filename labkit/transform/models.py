@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 from labkit.names import build, find
 
 
@@ -176,5 +176,5 @@ def get_model(model: str | nn.Module) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if not isinstance(model, str):
-        raise LabkitError(f"model: expected a name or an nn.Module, got {model!r}")
+        raise LabkitError(f"model: expected a name or an nn.Module, got {shown(model)}")
     return build("model", model, find("model", model, MODELS, "network"), nn.Module)

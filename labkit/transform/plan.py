@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.operators.base import scalable_modules
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, find_layer, operator_name
@@ -92,15 +92,20 @@ def widths_of(channels: Channels, plan: Plan | Resolution | None) -> dict[str, i
     own = {group.name: group for group in channels.free}
     if plan is None:
         return {name: group.width for name, group in own.items()}
-    widths = (plan.plan if isinstance(plan, Resolution) else plan).to_dict()
+    plan = plan.plan if isinstance(plan, Resolution) else plan
+    if not isinstance(plan, Plan):
+        raise LabkitError(f"plan: expected a Plan, got {shown(plan)}")
+    widths = plan.to_dict()
     if widths.keys() != own.keys():
-        wrong = ", ".join(sorted(widths.keys() ^ own.keys()))
+        wrong = ", ".join(sorted(map(str, widths.keys() ^ own.keys())))
         raise LabkitError(f"plan: it is for another network; these groups differ: {wrong}")
     for name, group in own.items():
-        if widths[name] < 1 or widths[name] % group.multiple:
+        width, multiple = widths[name], group.multiple
+        whole = isinstance(width, int) and not isinstance(width, bool)
+        if not whole or not 0 < width <= MAX_WIDTH or width % multiple:
             raise LabkitError(
-                f"plan: {name}: expected a positive multiple of {group.multiple}, "
-                f"got {widths[name]}"
+                f"plan: {name}: expected a positive multiple of {multiple}, at most {MAX_WIDTH}, "
+                f"got {shown(width)}"
             )
     return widths
 
@@ -128,19 +133,22 @@ class _Request:
 
 def _check_multiplier(where: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise LabkitError(f"{where}: expected a number, got {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise LabkitError(f"{where}: expected a positive, finite number, got {value!r}")
+        raise LabkitError(f"{where}: expected a number, got {shown(value)}")
+    if not value <= MAX_WIDTH or value <= 0:  # NaN is neither
+        expected = f"expected a positive number, at most {MAX_WIDTH}"
+        raise LabkitError(f"{where}: {expected}, got {shown(value)}")
     return float(value)
 
 
 def _check_request(key: str, entry: object) -> dict[str, Any]:
     """Returns the `config` table of one entry of a pass configuration, checked."""
     if not isinstance(entry, Mapping) or set(entry) != {"config"}:
-        raise LabkitError(f'{key}: expected {{"config": {{…}}}}, got {entry!r}')
+        raise LabkitError(f'{key}: expected {{"config": {{…}}}}, got {shown(entry)}')
     config = entry["config"]
     if not isinstance(config, Mapping) or "name" not in config:
-        raise LabkitError(f"{key}.config: expected a table with the key 'name', got {config!r}")
+        raise LabkitError(
+            f"{key}.config: expected a table with the key 'name', got {shown(config)}"
+        )
     for option in config:
         if option not in REQUEST_KEYS:
             raise LabkitError(
@@ -149,7 +157,7 @@ def _check_request(key: str, entry: object) -> dict[str, Any]:
     name = config["name"]
     if not isinstance(name, str | None) or name not in SIDES:
         raise LabkitError(
-            f"{key}.config.name: expected one of {', '.join(map(str, SIDES))}; got {name!r}"
+            f"{key}.config.name: expected one of {', '.join(map(str, SIDES))}; got {shown(name)}"
         )
     checked: dict[str, Any] = {"name": name}
     for option in REQUEST_KEYS[1:]:
@@ -168,9 +176,10 @@ def _requests(
 ) -> Iterator[_Request]:
     """Yields what a configuration asks of each layer of some kinds, in graph order."""
     if not isinstance(pass_config, Mapping):
-        raise LabkitError(f"pass configuration: expected a table, got {pass_config!r}")
-    if pass_config.get("by") not in ("name", "type"):
-        raise LabkitError(f"by: expected 'name' or 'type', got {pass_config.get('by')!r}")
+        raise LabkitError(f"pass configuration: expected a table, got {shown(pass_config)}")
+    by = pass_config.get("by")
+    if not isinstance(by, str) or by not in ("name", "type"):
+        raise LabkitError(f"by: expected 'name' or 'type', got {shown(by)}")
     if "default" not in pass_config:
         raise LabkitError('default: missing; expected {"config": {"name": …}}')
     checked = {key: _check_request(key, v) for key, v in pass_config.items() if key != "by"}
@@ -181,7 +190,7 @@ def _requests(
     operators = {name: operator_name(module) for name, module in layers.items()}
     can_be_scaled = sorted({operators[name] for name in scalable})
     named: dict[str, dict[str, Any]] = {}
-    if pass_config["by"] == "name":
+    if by == "name":
         groups = {group.name for group in channels.free}
         for key, request in checked.items():
             name = key if key in groups else find_layer(channels.traced, key).name

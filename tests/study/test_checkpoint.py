@@ -1,5 +1,6 @@
 """Weights from files: which are read, and what is said of the others."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def test_weights_are_read_as_they_were_written(tmp_path: Path, kind: str) -> Non
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
-    with pytest.raises(LabkitError, match=r"load_name: there is no checkpoint '.*none\.pt'"):
+    with pytest.raises(LabkitError, match=r"load_name: there is no file '.*none\.pt'"):
         load_weights(model, tmp_path / "none.pt")
-    with pytest.raises(LabkitError, match="there is no checkpoint"):
+    with pytest.raises(LabkitError, match="there is no file"):
         load_weights(model, tmp_path)
     for name in ("bad.pt", "bad.safetensors"):
         (tmp_path / name).write_bytes(b"no weights")
@@ -41,3 +42,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         torch.save(other, tmp_path / "other.pt")
         with pytest.raises(LabkitError, match=r"other\.pt holds another network: "):
             load_weights(model, tmp_path / "other.pt")
+
+
+def test_what_a_checkpoint_may_not_be(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    for strange in ({"state_dict": "x" * 10_000}, {"state_dict": {1: 2}}, {1: 2}, None):
+        torch.save(strange, tmp_path / "strange.pt")
+        with pytest.raises(LabkitError, match="load_name: "):
+            load_weights(model, tmp_path / "strange.pt")
+    os.truncate(tmp_path / "strange.pt", 12 * 10**12)
+    with pytest.raises(LabkitError, match=r"strange\.pt' takes 12,000\.0 GB"):
+        load_weights(model, tmp_path / "strange.pt")

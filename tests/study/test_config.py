@@ -1,6 +1,7 @@
 """The reference's TOML is taken as it is; every mistake is named in one line."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,40 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, tables: dict[str, A
         load_config(tmp_path / "bad.toml")
     (tmp_path / "good.toml").write_text(tomli_w.dumps(tables))
     assert load_config(tmp_path / "good.toml") == load_config(tables)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "config: expected the path of a TOML file, or its tables, got None"),
+        (5, "config: expected the path of a TOML file, or its tables, got 5"),
+        ("a\0b", "config: there is no file"),
+        ({"seed": 10**100_000}, "seed: "),
+        ({"a" * 100_000: 1}, r"^aaa.* … .*operators, search$"),
+        ({"batch_size": 1}, "batch_size: expected greater than or equal to 2, got 1"),
+        ({"max_epochs": math.nan}, "max_epochs: "),
+    ],
+)
+def test_what_is_no_configuration(tables: dict[str, Any], source: Any, message: str) -> None:
+    whole = tables | source if isinstance(source, dict) else source
+    with pytest.raises(LabkitError, match=message):
+        load_config(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["seed = " + "9" * 100_000, "seed = " + "[" * 5_000, "a = {" * 5_000, "\0", "\udcff"]
+)
+def test_what_is_no_toml(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(LabkitError, match=r"a\.toml is not valid TOML: "):
+        load_config(tmp_path / "a.toml")
+
+
+def test_a_pipe_and_a_file_of_terabytes_are_no_toml(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(LabkitError, match="there is no file"):
+        load_config(tmp_path / "pipe.toml")
+    (tmp_path / "huge.toml").touch()
+    os.truncate(tmp_path / "huge.toml", 12 * 10**12)
+    with pytest.raises(LabkitError, match=r"takes 12,000\.0 GB"):
+        load_config(tmp_path / "huge.toml")

@@ -1,6 +1,7 @@
 """The training loop against a loop written anew."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError
 from labkit.runtime import Stopped
 from labkit.training.loop import check_fit, train
+from labkit.training.metrics import evaluate
 from labkit.training.settings import TrainSettings
 from labkit.transform.applying import initialise
 from labkit.transform.models import get_model
@@ -171,3 +173,36 @@ def test_a_network_that_does_not_fit_is_named(blobs: Dataset) -> None:
     model = get_model("jsc-toy").train()
     check_fit(model, blobs)
     assert model.training
+
+
+class TwoInputs(nn.Module):
+    """A network that no data set feeds."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+
+class Surprise(nn.Module):
+    """A network that raises what nobody expects."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("x" * 1_000)
+
+
+@pytest.mark.parametrize("model", [TwoInputs(), Surprise(), nn.Linear(16, 5).double(), nn.Linear])
+def test_what_cannot_be_trained_is_said(model: Any, blobs: Dataset) -> None:
+    with pytest.raises(LabkitError, match="^model: (it does not take|expected an nn.Module)"):
+        train(model, blobs)
+    with pytest.raises(LabkitError, match="^model: it does not take"):
+        evaluate(model, *blobs.split("val"))
+    with pytest.raises(LabkitError, match="^data: expected a Dataset, got"):
+        train(nn.Linear(16, 5), model)
+
+
+def test_a_schedule_needs_steps(blobs: Dataset) -> None:
+    few = TrainSettings(max_epochs=2, batch_size=400, num_warmup_steps=4)
+    with pytest.raises(
+        LabkitError, match="fewer than the 4 steps of a training on 800 rows, got 4"
+    ):
+        train(nn.Linear(16, 5), blobs, few)
+    train(nn.Linear(16, 5), blobs, few.model_copy(update={"num_warmup_steps": 3}))
