@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--out", type=Path, metavar="FOLDER", help=folder)
     storage = "an Optuna storage; by default the one that FOLDER was made with, or its study.db"
     search.add_argument("--storage", metavar="URL", help=storage)
+    shared = "run beside other searches of the same study, on a storage that all of them reach"
+    search.add_argument("--shared", action="store_true", help=shared)
     search.set_defaults(run=_search)
     _add_executors(search)
 
@@ -91,7 +93,8 @@ def _add_executors(command: argparse.ArgumentParser) -> None:
 
 def _search(arguments: argparse.Namespace) -> int:
     folder = arguments.out or Path("results") / arguments.config.stem
-    changes = {name: getattr(arguments, name) for name in ("trials", "epochs", "seed", "storage")}
+    options = "trials", "epochs", "seed", "storage", "shared"
+    changes = {name: getattr(arguments, name) for name in options}
     search = labkit.Search(arguments.config, folder=folder, executor=arguments.executor, **changes)
     config, data = search.config, search.experiment.data
     setup = config.search.strategy.setup

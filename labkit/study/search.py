@@ -59,6 +59,8 @@ class Search:
             folder was made with, `study.db` in the folder, or memory.
         executor: Where candidates train: a number of processes of this machine, by default the
             configuration's `workers`; or any `concurrent.futures.Executor`.
+        shared: Whether other searches may run on the same study at the same time, if they say so,
+            too. It needs a storage on a server. No network is trained twice.
 
     Attributes:
         experiment: The network, the data and the space.
@@ -87,6 +89,7 @@ class Search:
         folder: str | Path | None = None,
         storage: str | BaseStorage | None = None,
         executor: Executor | Pool | int | str | None = None,
+        shared: bool = False,
     ):
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
@@ -117,6 +120,7 @@ class Search:
             self.space,
             sampler=setup.sampler,
             seed=checked.seed,
+            shared=shared,
         )
         if self.folder is not None and not self.store.trials and has_results(self.folder):
             raise LabkitError(
@@ -194,6 +198,8 @@ class Search:
         """
         if not isinstance(seeds, int) or seeds < 1:
             raise LabkitError(f"seeds: expected a whole number from 1 on, got {shown(seeds)}")
+        if self.store.shared:
+            raise LabkitError("replicate: one process at a time does it; leave out shared=True")
         if not self.store.trials:
             raise LabkitError("replicate: the search has no trials yet")
         if self.experiment.training is None:
@@ -214,13 +220,15 @@ class Search:
             self.store.driven(self.folder),
             session(self.stop, progress=progress, total=total, unit=unit, done=done) as self._bar,
         ):
-            self.store.refresh()  # another search may have written the folder before
-            self._networks.drop_others(trial.number for trial in self.store.front)
+            with self.store.turn():
+                self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
-                remove_unfinished(self.folder)
                 write_config(self.config, self.folder)
+                if not self.store.shared:  # others may be writing
+                    remove_unfinished(self.folder)
             try:
-                self._restore_networks()
+                if not self.store.shared:  # others may have them
+                    self._restore_networks()
                 yield stopped
             except runtime.Stopped:
                 stopped.set()
@@ -235,8 +243,9 @@ class Search:
             Candidate(trial.record.plan, self.config.seed): trial
             for trial in self._networks.missing(self.store.front)
         }
-        if missing:
-            log.warning("%d of the front are not in best/, and trained again", len(missing))
+        if not missing:
+            return
+        log.warning("%d of the front are not in best/, and trained again", len(missing))
         for outcome in self._trainer.again({one: t.number for one, t in missing.items()}):
             if outcome.failure is None:
                 trial = missing[outcome.candidate]
@@ -267,6 +276,7 @@ def search(
     folder: str | Path | None = None,
     storage: str | BaseStorage | None = None,
     executor: Executor | Pool | int | str | None = None,
+    shared: bool = False,
     progress: bool = True,
 ) -> Results:
     """Makes a `Search` and runs it; see there for the arguments.
@@ -282,7 +292,7 @@ def search(
     """
     return Search(
         config, model=model, data=data, widths=widths, trials=trials, epochs=epochs, seed=seed,
-        objectives=objectives, folder=folder, storage=storage, executor=executor,
+        objectives=objectives, folder=folder, storage=storage, executor=executor, shared=shared,
     ).run(progress=progress)  # fmt: skip
 
 

@@ -164,22 +164,28 @@ class Careful(type("Delegating", (BaseStorage,), _METHODS)):  # type: ignore[mis
 
     def __init__(self, inner: BaseStorage, where: str):
         self._inner, self._where = inner, where
+        self._patience = RETRY_SECONDS
 
     def _carefully(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        end = time.monotonic() + RETRY_SECONDS
-        told = False
+        started, told = time.monotonic(), False
         while True:
             try:
                 with faults_of(self._where):
-                    return call(*args, **kwargs)
+                    result = call(*args, **kwargs)
             except LabkitError as error:
                 fault = error.__cause__
-                if fault is None or not _may_pass(fault) or time.monotonic() > end:
+                if fault is None or not _may_pass(fault):
+                    raise
+                if time.monotonic() - started >= self._patience:
+                    self._patience = 0.0  # whatever comes in the end fails at once
                     raise
                 if not told:
-                    log.warning("%s; trying again for %.0f s", error, RETRY_SECONDS)
-            told = True
-            time.sleep(0.5)
+                    log.warning("%s; trying again for %.0f s", error, self._patience)
+                told = True
+                time.sleep(0.5)
+            else:
+                self._patience = RETRY_SECONDS
+                return result
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """As Optuna's; what was written though its answer was lost is not written twice."""
@@ -201,7 +207,9 @@ def _is_same(a: FrozenTrial, b: FrozenTrial) -> bool:
     assert a.datetime_start is not None
     assert b.datetime_start is not None
     apart = abs(a.datetime_start - b.datetime_start).total_seconds()  # MySQL rounds to seconds
-    return apart < 1 and a.params == b.params and a.user_attrs == b.user_attrs
+    return apart < 1 and all(
+        getattr(a, key) == getattr(b, key) for key in ("state", "params", "user_attrs")
+    )
 
 
 def _proxy(url: URL) -> BaseStorage:
@@ -228,10 +236,15 @@ def _database(url: URL, create: bool, where: str) -> RDBStorage:
             raise LabkitError(f"storage: {where!r} is another program's: it holds {what}")
         if file is not None or not create:
             raise LabkitError(f"storage: {where!r} is empty: no search was kept in it")
+    text = url.render_as_string(hide_password=False)
     with quiet_optuna():
-        return RDBStorage(
-            url.render_as_string(hide_password=False), skip_table_creation=tables >= MADE
-        )
+        for _ in range(0 if tables >= MADE else 5):
+            try:
+                return RDBStorage(text)
+            except Exception as error:  # another driver makes the same tables
+                log.info("storage: %r: %s", where, _reason(error))
+                time.sleep(0.5)
+        return RDBStorage(text, skip_table_creation=True)
 
 
 def _tables(url: URL, file: Path | None) -> set[str]:

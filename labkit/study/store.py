@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
-from labkit.study.claims import locked
+from labkit.study.claims import DRIVER, TURN, Claims, locked
 from labkit.study.config import DEFAULT_PROJECT, SetupTable, read_toml
 from labkit.study.fingerprint import Identity, difference
 from labkit.study.front import Front
@@ -187,6 +188,7 @@ class Store:
         sampler: The name of what proposes.
         seed: Its seed. A sampler that continues is seeded anew, so that it does not draw again what
             it drew first.
+        shared: Whether other searches may add to the study at the same time, if they say so, too.
 
     Attributes:
         study: The Optuna study in the storage.
@@ -209,10 +211,17 @@ class Store:
         *,
         sampler: str,
         seed: int,
+        shared: bool = False,
     ):
-        self.description, self.space = description, space
+        if shared and (storage is None or database_file(storage) is not None):
+            raise LabkitError(
+                "shared: expected a storage that several machines reach, such as "
+                f"postgresql://user@host/name or grpc://host:port, got {named(storage)!r}"
+            )
+        self.description, self.space, self.shared = description, space, shared
         self._every = space.networks if sampler == "bruteforce" else None
         self._storage, self._sampler, self._seed = storage, sampler, seed
+        self._claims: Claims | None = None  # while it is driven, where other machines may be
         self.study = _open_or_create(storage, name, description)
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
@@ -238,19 +247,30 @@ class Store:
 
     @contextlib.contextmanager
     def driven(self, folder: Path | None) -> Iterator[None]:
-        """Lets this search alone add to the study and write a folder.
+        """Lets this search alone add to the study and write a folder; or with others that share it.
 
         Raises:
             LabkitError: Another one does; it says which.
         """
+        file = database_file(self._storage)
         databases = [] if folder is None else [folder / DATABASE]
-        if (file := database_file(self._storage)) is not None:
-            databases.append(file)
-        with locked(databases):
+        with contextlib.ExitStack() as stack:
+            if not self.shared:
+                stack.enter_context(locked([*databases, file] if file else databases))
+            if self._storage is not None and file is None:
+                claims = Claims(self.study._storage, self.study.study_name, shared=self.shared)
+                stack.enter_context(claims.driving())
+                self._claims = claims
+                stack.callback(setattr, self, "_claims", None)
+            self.refresh()
+            if self.shared:
+                self._reseed()
             yield
 
     def refresh(self) -> None:
         """Takes in what others have added to the storage."""
+        if self._claims is not None and self.shared:
+            self._claims.refresh()  # first: a network is recorded before its claim ends
         self._added |= _added_replicates(self.study)
         others = read_trials(self.study, len(self.trials))
         if not others:
@@ -258,23 +278,38 @@ class Store:
         for trial in others:
             self._add(trial)
         self._memory.add_trials([self._in_memory(trial) for trial in others])
-        seed = (self._seed + len(self.trials)) % 2**32
+        self._reseed()
+
+    def _reseed(self) -> None:
+        driver = 0 if self._claims is None else 7919 * self._claims.driver  # each draws its own
+        seed = (self._seed + len(self.trials) + driver) % 2**32
         self._memory.sampler = make_sampler(self._sampler, seed)
+
+    def _is_elsewhere(self, plan: Plan) -> bool:
+        return self._claims is not None and _key(plan) in self._claims.elsewhere
+
+    @property
+    def n_elsewhere(self) -> int:
+        """How many networks other drivers were training at the last `refresh`."""
+        return 0 if self._claims is None else len(self._claims.elsewhere - {DRIVER, TURN})
 
     def ask(self, n: int, running: Container[Plan] = ()) -> list[Asked]:
         """Returns n proposals of the sampler; fewer where brute force has no more networks.
 
         Args:
             n: How many.
-            running: The networks of proposals that are not told yet, which brute force passes over.
+            running: The networks of proposals that are not told yet, which brute force passes over,
+                as it does those that other drivers train.
         """
+        if self.shared:
+            self.refresh()
         if self._every is None:
             trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
             return [Asked(trial.params, datetime.now(), trial) for trial in trials]
         untried = (
             indices
             for plan, indices in self._every.items()
-            if plan not in self.tried and plan not in running
+            if not (plan in self.tried or plan in running or self._is_elsewhere(plan))
         )
         return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 
@@ -294,6 +329,8 @@ class Store:
             started=asked.started,
             ended=datetime.now(),
         )
+        if self._claims is not None:
+            self._claims.check_turn()
         self.study.add_trial(
             _frozen(trial, trial.params, self.space.label_distributions, keep_record=True)
         )
@@ -301,16 +338,28 @@ class Store:
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
             self._memory.tell(asked.trial, values, state)
         self._add(trial)
+        if self._claims is not None:
+            self._claims.release(_key(record.plan))
         return trial
 
     def claim(self, plan: Plan) -> bool:
         """Returns whether this search is to train a network; otherwise another one is at it."""
-        return True
+        if self._claims is None or not self.shared:
+            return True
+        claimed = self._claims.claim(_key(plan))
+        if claimed:
+            self.refresh()  # another one may have trained it a moment ago
+            if plan in self.known:
+                self._claims.release(_key(plan))
+        return claimed and plan not in self.known
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Keeps the numbers of trials from changing, while one is numbered and recorded."""
-        yield
+        with contextlib.nullcontext() if self._claims is None else self._claims.turn():
+            if self.shared:
+                self.refresh()
+            yield
 
     def is_on_front(self, values: Sequence[float]) -> bool:
         """Returns whether no trial dominates these values."""
@@ -374,6 +423,11 @@ def _open_or_create(
         where = named(storage.parent if isinstance(storage, Path) else storage)
         raise LabkitError(f"{key}: {where!r} holds {what}; use another folder")
     return study
+
+
+def _key(plan: Plan) -> str:
+    """Returns what a network is called in claims."""
+    return hashlib.sha256(str(plan).encode()).hexdigest()[:16]
 
 
 def _was_just_made(study: optuna.Study, description: Description) -> bool:

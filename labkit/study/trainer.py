@@ -14,7 +14,7 @@ from labkit.errors import LabkitError
 from labkit.study.executor import POLL_SECONDS, Executor, OnEpoch
 from labkit.study.experiment import Experiment
 from labkit.study.networks import FrontNetworks
-from labkit.study.record import Candidate, Failure, FailureKind, Outcome, Record, Trial
+from labkit.study.record import Candidate, Failure, FailureKind, Outcome, Record, Source, Trial
 from labkit.study.space import MAX_ENUMERATED
 from labkit.study.store import Asked, Store
 from labkit.transform import Plan
@@ -68,7 +68,8 @@ class Trainer:
     @property
     def _unasked(self) -> int:
         waiting = sum(len(proposals) for proposals in self._waiting.values())
-        return self._setup.n_trials - len(self._store.trials) - waiting
+        others = self._store.n_elsewhere - len(self._elsewhere)
+        return self._setup.n_trials - len(self._store.trials) - waiting - others
 
     def _shares(self) -> Iterator[list[Plan]]:
         """Yields what to train next, each time that the executor has room; nothing, where it waits.
@@ -89,6 +90,9 @@ class Trainer:
                     yield []
                 else:
                     time.sleep(POLL_SECONDS)
+            elif self._store.n_elsewhere:  # which come back if that driver is lost
+                time.sleep(POLL_SECONDS)
+                self._store.refresh()
             elif not asked:  # no trials are left, or brute force has no more networks
                 return
 
@@ -119,7 +123,8 @@ class Trainer:
         for plan in plans:
             if plan in self._store.known:
                 for proposal, pass_config in self._waiting.pop(plan):
-                    self._tell(proposal, self._store.known[plan].record.looked_up(pass_config))
+                    if proposal.trial is not None:  # brute force has no use for a second one
+                        self._tell(proposal, self._store.known[plan].record.looked_up(pass_config))
             elif plan in self._ready:
                 self._finish(plan, self._ready.pop(plan))
             elif self._store.claim(plan):
@@ -135,7 +140,7 @@ class Trainer:
         free, and the trials left over are enough to meet them.
         """
         space = self._experiment.space
-        alone = self._executor.workers > 1 or not self._executor.stacks
+        alone = self._executor.workers > 1 or not self._executor.stacks or self._store.shared
         if self._experiment.training is None or alone or space.n_configurations > MAX_ENUMERATED:
             return []
         known = self._store.known.keys() | self._ready.keys() | self._waiting.keys()
@@ -175,8 +180,12 @@ class Trainer:
 
     def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> Trial:
         """Records a trial; the network of one that belongs on the front is kept before."""
-        values = self._experiment.values(record)
         with self._store.turn():
+            if record.source == Source.TRAINED and record.plan in self._store.known:
+                # Another driver trained it, too: it took this one for lost.
+                known = self._store.known[record.plan].record
+                record, outcomes = known.looked_up(record.pass_config), ()
+            values = self._experiment.values(record)
             number = len(self._store.trials)
             if record.widths and record.trained_in is None:
                 record = record.model_copy(update={"trained_in": number})
