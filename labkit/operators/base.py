@@ -102,7 +102,8 @@ class Operator:
     """One kind of operator; every question has a safe default.
 
     Attributes:
-        modules: The classes of layers that it is for; classes that inherit from them are, too.
+        modules: The classes of layers that it is for; classes that inherit from them and keep their
+            `forward` are, too, and so is a call of `super().forward`.
         functions: The functions, and the names of tensors' methods, that it is for.
         leaf: Whether its layers are one node of a traced graph also where a class of one's own
             inherits from them.
@@ -222,6 +223,10 @@ class Operator:
         """
         return None if self.flops_each is None else self.flops_each * math.prod(written)
 
+    def example(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns what a layer makes of tensors of which only the shapes matter."""
+        return module(*args, **kwargs)
+
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         """Builds the operator's form in a stack, with a leading candidate axis.
 
@@ -324,8 +329,19 @@ def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator
         called = module_of(called) or called.target
     if not isinstance(called, nn.Module):
         return _functions.get(called)
-    kind = next((kind for kind in type(called).__mro__ if kind in _modules), None)
-    return None if kind is None else _modules[kind].variant(called)
+    kind = kind_of(called)
+    if kind is None or type(called).forward is not kind.forward or "forward" in vars(called):
+        return None
+    return _modules[kind].variant(called)
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """Returns the known class that a layer is of, or inherits all from but its `forward`."""
+    kind = next((kind for kind in type(module).__mro__ if kind in _modules), None)
+    for name in ("__call__", "_conv_forward"):
+        if getattr(type(module), name, None) is not getattr(kind, name, None):
+            return None
+    return kind
 
 
 def scalable_modules() -> Modules:

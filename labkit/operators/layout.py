@@ -106,6 +106,12 @@ def expand(layout: Iterable[Term]) -> Layout:
     return tuple(terms)
 
 
+def variables(layout: Layout) -> set[Var]:
+    """Returns the widths that an axis is made of, also those of products."""
+    found = {term.var for term in expand(layout)}
+    return found.union(*(variables(f) for var in found for f in var.factors or ()))
+
+
 def free(layout: Layout) -> bool:
     """Returns whether any part of an axis can change."""
     return any(term.var.fixed is None for term in expand(layout))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +14,55 @@ from torch.fx.node import map_arg
 
 
 class Size(int):
-    """A size that was read off a tensor, or follows from one: `x.size(1) // 2` is such a size."""
+    """A size that was read off a tensor, or follows from one: `x.size(1) // 2` is such a size.
 
-    def __floordiv__(self, other: Any) -> int:
-        return Size(int(self) // other) if isinstance(other, int) else NotImplemented
+    Attributes:
+        axis: The node and the axis that it is the size of, where it was read off.
+        proxy: What stands for it while its network is traced, where it changes with the batch.
+    """
 
-    def __mul__(self, other: Any) -> int:
-        return Size(int(self) * other) if isinstance(other, int) else NotImplemented
+    axis: tuple[Node, int] | None = None
+    proxy: Any = None
 
-    __rmul__ = __mul__
+    def __fx_create_arg__(self, tracer: object) -> Any:
+        """Returns what stands for it in the arguments of a node: torch.fx asks."""
+        return self if self.proxy is None else self.proxy.node
+
+
+def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
+    on_integers = getattr(int, f"__{'r' if reflected else ''}{name}__")
+
+    def method(self: Size, other: Any) -> Any:
+        result = on_integers(self, other)
+        if result is NotImplemented:  # a tensor, or no whole number
+            return result
+        proxies = [n.proxy for n in (self, other) if isinstance(n, Size) and n.proxy is not None]
+        if not proxies:
+            return Size(result)
+        operands = (other, self) if reflected else (self, other)
+        function = getattr(operator, name)
+        return proxies[0].tracer.create_proxy("call_function", function, operands, {})
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
+    setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
+
+
+class Option(int):
+    """A number that a module has as an attribute.
+
+    Attributes:
+        path: The module.
+        key: The attribute.
+        index: Where it is in the attribute, which is a tuple.
+    """
+
+    path: str
+    key: str
+    index: int | None = None
 
 
 def is_shape(shape: Any) -> bool:
@@ -40,6 +81,11 @@ def module_of(node: Node, root: nn.Module | None = None) -> nn.Module | None:
     return root.get_submodule(str(node.target))
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether something runs before or after a module's forward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def describe(node: Node, root: nn.Module | None = None) -> str:
     """Returns a node the way an error message names it: its name and what it calls."""
     module = module_of(node, root)
@@ -55,6 +101,17 @@ def describe(node: Node, root: nn.Module | None = None) -> str:
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """Returns an argument of a function, or of a method whose first one is the tensor itself."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
+
+
+def argument_at(node: Node, path: Sequence[str | int]) -> Any:
+    """Returns what stands at a path of a call's arguments, `None` where nothing does."""
+    value: Any = {"args": node.args, "kwargs": node.kwargs}
+    for key in path:
+        try:
+            value = getattr(value, str(key)) if isinstance(value, slice) else value[key]
+        except (IndexError, KeyError, TypeError):
+            return None
+    return value
 
 
 def run(node: Node, module: nn.Module | None, value: Callable[[], torch.Tensor]) -> Any:

@@ -32,6 +32,11 @@ class Linear(Layer):
     tensors: ClassVar = {"weight": (OUT, IN), "bias": (OUT,)}
     attributes: ClassVar = {"in_features": IN, "out_features": OUT}
 
+    def example(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1:] != (module.in_features,) or x.dtype != module.weight.dtype:
+            return module(x)  # which fails, and says why
+        return x.new_empty((*x.shape[:-1], module.out_features))
+
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         return math.prod(written) * read[0][-1]
 
@@ -96,6 +101,15 @@ class Convolution(Layer):
 
     def axis(self, module: nn.Module, ndim: int) -> int:
         return ndim - 1 - spatial_rank(module)
+
+    def example(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        fits = x.ndim == spatial_rank(module) + 2 and x.shape[1] == module.in_channels
+        if not fits or x.dtype != module.weight.dtype:
+            return module(x)  # which fails, or knows what to do
+        thin: Any = copy.copy(module)  # of one channel
+        vars(thin).update(groups=1, _parameters={"weight": module.weight[:1, :1], "bias": None})
+        y = thin(x[:, :1])
+        return y.new_empty((len(y), module.out_channels, *y.shape[2:]))
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         # Each weight of [out, in / groups, *kernel] meets each output.

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Operator, Path, register_operator
+from labkit.operators.base import Axes, Call, Functions, Operator, Path, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
 from labkit.operators.elementwise import Elementwise, meet
 from labkit.operators.layout import Layout
@@ -36,6 +36,39 @@ class Attribute(Moving):
 
     def flow(self, call: Call) -> Any:
         return transposed(call) if call.node.args[1:] in (("T",), ("mT",)) else None
+
+
+@register_operator
+class Creation(Moving):
+    """A tensor that the code makes of numbers; its values are no channels' own."""
+
+    functions: ClassVar[Functions] = (
+        torch.arange, torch.as_tensor, torch.eye, torch.linspace, torch.logspace, torch.randint,
+        torch.randperm, torch.tensor, "new_tensor",
+    )  # fmt: skip
+
+    def flow(self, call: Call) -> Any:
+        why = f"it meets a constant, {describe(call.node)}"
+        return [lay.constant(size, why) for size in call.shape]
+
+
+@register_operator
+class Filling(Creation):
+    """A tensor of given sizes, which may be those of another one, whose values are all alike."""
+
+    functions: ClassVar[Functions] = (
+        torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros, "new_empty",
+        "new_full", "new_ones", "new_zeros",
+    )  # fmt: skip
+
+    def flow(self, call: Call) -> Any:
+        axes = super().flow(call)
+        for i, (size, path) in enumerate(_sizes(call.node, int(call.node.op == "call_method"))):
+            if isinstance(size, Size) and size.axis is not None and i < len(axes):
+                node, dim = size.axis
+                axes[i] = call.axes[node][dim]
+                call.literal(path, axes[i])
+        return axes
 
 
 @register_operator
@@ -134,14 +167,16 @@ def _dealt(
     return [*map(lay.plain, sizes[:at]), axis, *map(lay.plain, sizes[at + 1 :])]
 
 
-def _sizes(node: Node) -> list[tuple[Any, tuple[str | int, ...]]]:
-    """Returns the sizes that a reshaping call is given, each with its path in the arguments."""
-    if "shape" in node.kwargs:
-        sizes: Any = node.kwargs["shape"]
-        return [(size, ("kwargs", "shape", i)) for i, size in enumerate(sizes)]
-    if len(node.args) == 2 and isinstance(node.args[1], tuple | list):
-        return [(size, ("args", 1, i)) for i, size in enumerate(node.args[1])]
-    return [(size, ("args", i)) for i, size in enumerate(node.args) if i > 0]
+def _sizes(node: Node, first: int = 1) -> list[tuple[Any, tuple[str | int, ...]]]:
+    """Returns the sizes that a call is given, from some argument on, each with its path."""
+    for key in ("shape", "size"):
+        if key in node.kwargs:
+            sizes: Any = node.kwargs[key]
+            return [(size, ("kwargs", key, i)) for i, size in enumerate(sizes)]
+    if len(node.args) > first and isinstance(node.args[first], tuple | list):
+        given: Any = node.args[first]
+        return [(size, ("args", first, i)) for i, size in enumerate(given)]
+    return [(size, ("args", i)) for i, size in enumerate(node.args) if i >= first]
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, range]]:
@@ -227,6 +262,15 @@ class Shuffle(Moving):
         return [rows, tuple(replace(t, inner=t.inner * groups) for t in block), *space]
 
 
+def _dim(node: Node, index: int = 1) -> int:
+    """Returns the axis that a call works on, which NumPy names otherwise."""
+    return int(argument(node, index, "dim", node.kwargs.get("axis", 0)))
+
+
+def _joined(node: Node) -> Any:
+    return argument(node, 0, "tensors")
+
+
 @register_operator
 class PixelShuffle(Moving):
     """Deals out a block of each channel over space."""
@@ -310,12 +354,12 @@ class Cat(Moving):
     functions = (torch.cat, torch.concat, torch.concatenate)
 
     def flow(self, call: Call) -> Any:
-        given = call.argument(0, "tensors")  # one node where they come as a tuple, as of a chunk
+        given = _joined(call.node)  # one node where they come as a tuple, as of a chunk
         parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
         if not all(isinstance(part, list) for part in parts):
             return None
         first, *others = parts
-        dim = call.argument(1, "dim", 0) % len(first)
+        dim = _dim(call.node) % len(first)
         for other in others:
             for i in range(len(first)):
                 if i != dim:
@@ -325,10 +369,10 @@ class Cat(Moving):
 
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
         stack.inputs(node)
-        if isinstance(argument(node, 0, "tensors"), Node):
+        if isinstance(_joined(node), Node):
             return None
-        parts = [stack.tensors[part] for part in argument(node, 0, "tensors")]
-        dim = argument(node, 1, "dim", 0) % len(node.meta["shape"])
+        parts = [stack.tensors[part] for part in _joined(node)]
+        dim = _dim(node) % len(node.meta["shape"])
         spatial = parts[0].spatial
         if dim != 1 or any(part.spatial != spatial for part in parts):
             raise NotStackable(f"{describe(node)} does more than concatenate channels")
@@ -373,7 +417,7 @@ class Chunk(Moving):
 
     def flow(self, call: Call) -> Any:
         x, n, shapes = call.x, call.argument(1, "chunks"), call.shape
-        dim = call.argument(2, "dim", 0) % len(x)
+        dim = _dim(call.node, 2) % len(x)
         if not lay.free(x[dim]):
             return _cut(x, dim, [shape[dim] for shape in shapes])
         if len(shapes) != n or lay.size(x[dim]) % n:
@@ -407,7 +451,7 @@ class Split(Moving):
 
     def flow(self, call: Call) -> Any:
         node, x = call.node, call.x
-        dim = call.argument(2, "dim", 0) % len(x)
+        dim = _dim(call.node, 2) % len(x)
         parts = _cut(x, dim, [shape[dim] for shape in call.shape])
         if lay.free(x[dim]):
             key = "split_size" if "split_size" in node.kwargs else "split_size_or_sections"

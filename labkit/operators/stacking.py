@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from labkit.operators.base import operator_of
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
-from labkit.operators.nodes import describe, is_shape, module_of
+from labkit.operators.nodes import describe, is_shape
 
 
 class Stack(StackBuilder):
@@ -44,10 +44,11 @@ class Stack(StackBuilder):
                 raise NotStackable("its output is not one tensor of logits")
             self.graph.output(self.tensors[node.args[0]].node)
         elif shape is not None:  # otherwise only a reshape can use it, and that does without
-            module, operator = module_of(node), operator_of(node)
+            module, operator = self.module(node), operator_of(node)
             forwards = () if operator is None else [kind.forward for kind in operator.modules]
             if module is not None and forwards and type(module).forward not in forwards:
-                raise NotStackable(f"{describe(node)} has a forward of its own")
+                where = describe(node, self.candidates[0])
+                raise NotStackable(f"{where} has a forward of its own")
             stacked = None if operator is None else operator.stacked(self, node)
             if stacked is None:
                 raise NotStackable(f"{describe(node)} mixes channels, or labkit does not know it")

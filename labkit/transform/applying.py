@@ -6,27 +6,25 @@ The passes resolve a configuration to a plan first.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from typing import Literal as OneOf
 
 import pandas as pd
-import torch.nn.functional as F
+import torch
 from torch import nn
-from torch.fx import GraphModule, Node
 
 from labkit.checks import check_memory
 from labkit.errors import LabkitError, shown
 from labkit.operators.base import operator_of
-from labkit.operators.nodes import describe
 from labkit.runtime import seeded
 from labkit.transform.channels import find_channels
 from labkit.transform.cost import cost_of
-from labkit.transform.graph import Example, layer_nodes, trace
+from labkit.transform.fitting import carry_tensor, fitted_to
+from labkit.transform.graph import Example, rooted, unwrapped
 from labkit.transform.groups import Channels, Side, copies, inexact
 from labkit.transform.plan import PassConfig, Plan, Resolution, resolve, widths_of
+from labkit.transform.tracing import copied
 
 Weights = OneOf["fresh", "keep"]
 
@@ -59,103 +57,68 @@ def apply(
 
     Returns:
         A network of the same class; a `GraphModule` where a size that its code has as a number, as
-        in `view(-1, 512 * 4 * 4)`, had to follow a width.
+        in `view(-1, 512 * 4 * 4)`, and not as an attribute, had to follow a width.
 
     Raises:
         LabkitError: The plan names other channel groups than the network has, or a width that its
-            group cannot have.
+            group cannot have, or the network's code does not work with it.
     """
+    channels = find_channels(model, example_input) if channels is None else channels
+    return _applied(model, plan, channels, weights=weights, seed=seed, noise=noise)[0]
+
+
+def _applied(
+    model: nn.Module,
+    plan: Plan | Resolution,
+    channels: Channels,
+    *,
+    weights: Weights,
+    seed: int | None,
+    noise: float,
+) -> tuple[nn.Module, list[str]]:
+    """Returns what `apply` does, and why its code may not compute what it did."""
     if not isinstance(weights, str) or weights not in ("fresh", "keep"):
         raise LabkitError(f"weights: expected 'fresh' or 'keep', got {shown(weights)}")
     if not isinstance(noise, float | int) or not 0 <= noise < float("inf"):
         raise LabkitError(f"noise: expected a number from 0 on, got {shown(noise)}")
-    channels = find_channels(model, example_input) if channels is None else channels
+    model = unwrapped(model)
+    root = rooted(model)
     widths = widths_of(channels, plan)
     growth = max((widths[group.name] / group.width for group in channels.free), default=1)
     if channels.n_parameters * growth**2 > 2**28:  # at most so many: only then is it worth the time
         check_memory("plan: its network", 4 * cost_of(channels, plan).parameters)
     keep = weights == "keep"
-    chosen = copies(channels, widths, model if keep else None)
-    new_model = copy.deepcopy(model)
-    done = set()  # a shared module is called more than once
+    chosen = copies(channels, widths, root if keep else None)
+    new_root = copied(root, torch.clone)
+    resized: dict[str, nn.Module] = {}  # by path, since a shared module is called more than once
     with contextlib.nullcontext() if seed is None else seeded(seed):
-        for node, module in layer_nodes(channels.traced):
-            operator = operator_of(module)
-            if operator is None or operator.sides(module) is None or module in done:
+        for node, module in channels.calls.values():
+            operator, path = operator_of(module), str(node.target)
+            if operator is None or operator.sides(module) is None or path in resized:
                 continue
-            done.add(module)
             before, after = channels.inputs[node.name], channels.outputs[node.name]
             if not any(group.name in chosen for group in before.groups + after.groups):
                 continue
-            layer = new_model.get_submodule(str(node.target))
+            layer = resized[path] = new_root.get_submodule(path)
             places = before.positions(chosen), after.positions(chosen)
             if operator.heads and (heads := after.heads_in(widths)):
                 setattr(layer, operator.heads, heads)
             operator.carry(layer, *places, noise if keep else 0.0)
-            if not keep and callable(reset := getattr(layer, "reset_parameters", None)):
-                reset()
-    return _with_literals(new_model, channels, widths) if chosen else new_model
+            _reset(layer, keep)
+        for path, axes in channels.tensors.items():
+            sides = [axis for axis in axes if isinstance(axis, Side)]
+            if any(group.name in chosen for side in sides for group in side.groups):
+                owner = resized[path] = carry_tensor(new_root, path, axes, chosen)
+                _reset(owner, keep)
+    if not chosen:
+        return (new_root if root is model else new_root[0]), []
+    fitted, reasons = fitted_to(new_root, channels, widths)
+    return (fitted if root is model else fitted.get_submodule("0")), reasons
 
 
-def _with_literals(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
-    """Returns the resized network with the numbers in its code that the widths ask for."""
-    # Also those that stay as they are: half of another width may be what the code computes.
-    wanted = {(each.node, each.path): each.value_in(widths) for each in channels.literals}
-    if not wanted:
-        return model
-    try:  # code that reads its sizes off a tensor has them right by itself
-        own = {node.name: node for node in trace(model, channels.example_input).graph.nodes}
-        if all(
-            node in own and _same(_at(own[node], path), value)
-            for (node, path), value in wanted.items()
-        ):
-            return model
-    except LabkitError:
-        pass
-    graph = copy.deepcopy(channels.traced.graph)
-    for node in graph.nodes:
-        if node.target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d):
-            raise LabkitError(
-                f"model: {describe(node, model)} keeps the mode in which it was traced where "
-                "numbers in the code have to follow the widths; use nn.Dropout"
-            )
-        for (name, path), value in wanted.items():
-            if node.name == name:
-                arguments = {"args": node.args, "kwargs": node.kwargs}
-                node.args, node.kwargs = _replaced(arguments, path, value).values()
-    return GraphModule(model, graph, class_name=type(model).__name__)
-
-
-def _at(node: Node, path: tuple[str | int, ...]) -> Any:
-    """Returns what stands at a path of a call's arguments, `None` where nothing does."""
-    value: Any = {"args": node.args, "kwargs": node.kwargs}
-    for key in path:
-        try:
-            value = getattr(value, str(key)) if isinstance(value, slice) else value[key]
-        except (IndexError, KeyError, TypeError):
-            return None
-    return value
-
-
-def _same(given: Any, wanted: Any) -> bool:
-    """Whether a size, or a list of sizes that one number may stand for, is what it should be."""
-    if isinstance(wanted, list) and isinstance(given, int):
-        return all(size == given for size in wanted)
-    return bool(given == wanted)
-
-
-def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
-    """Returns arguments with what stands at a path replaced."""
-    if not path:
-        return new
-    key, *rest = path
-    if isinstance(value, slice):
-        bounds = {"start": value.start, "stop": value.stop, str(key): new}
-        return slice(bounds["start"], bounds["stop"], value.step)
-    inner = _replaced(value[key], tuple(rest), new)
-    if isinstance(value, Mapping):
-        return {**value, key: inner}
-    return type(value)(inner if i == key else item for i, item in enumerate(value))
+def _reset(layer: nn.Module, keep: bool) -> None:
+    if not keep and callable(reset := getattr(layer, "reset_parameters", None)):
+        reset()
 
 
 def initialise(model: nn.Module, seed: int) -> nn.Module:
@@ -184,7 +147,7 @@ class TransformInfo:
         layers: fx name of each layer that has channels → its type, its widths before and after
             (`in`, `new_in`, `out`, `new_out`), and the request that decided each side
             (`in_decided_by`, `out_decided_by`; `None` where no request did).
-        inexact: Where weights were kept, a sentence for each reason why the wider network does not
+        inexact: Where weights were kept, a sentence for each reason why the new network does not
             compute just what the given one does.
     """
 
@@ -243,12 +206,16 @@ def channel_multiplier_transform_pass(
     """
     channels = find_channels(model, example_input)
     resolution = resolve(channels, pass_config, strict=strict)
+    widths = resolution.plan.to_dict()
+    new_model, by_code = _applied(
+        model, resolution, channels, weights=weights, seed=seed, noise=noise
+    )
     reasons: tuple[str, ...] = ()
     if weights == "keep":
-        reasons = tuple(inexact(channels, resolution.plan.to_dict()))
-        if strict and reasons:
+        reasons = (*inexact(channels, widths), *by_code)
+        wider = all(widths[group.name] >= group.width for group in channels.free)
+        if strict and wider and reasons:
             raise LabkitError(f"weights: they cannot be kept exactly: {'; '.join(reasons)}")
-    new_model = apply(model, resolution, channels=channels, weights=weights, seed=seed, noise=noise)
     return new_model, _info(channels, resolution, reasons)
 
 
@@ -279,7 +246,7 @@ def _info(
         return "; ".join(dict.fromkeys(filter(None, decisions))) or None
 
     layers = {}
-    for node, module in layer_nodes(channels.traced):
+    for node, module in channels.calls.values():
         if node.name in channels.inputs:
             before, after = channels.inputs[node.name], channels.outputs[node.name]
             layers[node.name] = {

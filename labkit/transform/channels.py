@@ -11,21 +11,40 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from labkit.errors import LabkitError
 from labkit.operators import layout as lay
-from labkit.operators.base import Call, Operator, operator_of
+from labkit.operators.base import Call, Operator, operator_of, scalable_modules
 from labkit.operators.layout import Layout, Var
-from labkit.operators.nodes import describe, is_shape, module_of
-from labkit.operators.shaping import Attribute, Reshape, Unflatten
-from labkit.transform.graph import Example, example_input_for, layer_nodes, trace
-from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side
+from labkit.operators.nodes import (
+    Option,
+    Size,
+    argument_at,
+    describe,
+    is_shape,
+    module_of,
+)
+from labkit.operators.shaping import Attribute, Creation, Reshape, Unflatten
+from labkit.transform.graph import (
+    CONSTANT,
+    Example,
+    example_input_for,
+    layer_nodes,
+    rooted,
+    takes_more,
+    trace,
+    unwrapped,
+)
+from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side, Sizes
 
 
 def find_channels(model: nn.Module | Channels, example_input: Example | None = None) -> Channels:
@@ -41,10 +60,41 @@ def find_channels(model: nn.Module | Channels, example_input: Example | None = N
     """
     if isinstance(model, Channels):
         return model
+    model = rooted(unwrapped(model))
     if example_input is None:
         example_input = example_input_for(model)
-    walk = _walked(trace(model, example_input))
+    walk = _walked(*_graphs(model, example_input))
     return walk.channels(example_input, sum(p.numel() for p in model.parameters()))
+
+
+def _graphs(model: nn.Module, example_input: Example) -> tuple[list[GraphModule], str | None]:
+    """Returns the network's graph, and that in training where it is another one.
+
+    Also why no graph can replace the network's code, if so.
+    """
+    traced = trace(model, example_input)
+    try:
+        training = trace(model, example_input, training=True)
+    except LabkitError:
+        layers = {str(node.target) for node, _ in layer_nodes(traced)}
+        for path, module in model.named_modules():
+            if path not in layers and isinstance(module, scalable_modules()):
+                raise
+        return [traced], "its code in training cannot be traced"
+    for node, other in itertools.zip_longest(traced.graph.nodes, training.graph.nodes):
+        if node is None or other is None or _in_words(node) != _in_words(other):
+            where = describe(other if node is None else node)
+            hint = "; use nn.Dropout" if "dropout" in where else ""
+            return [traced, training], f"{where} does something else in training{hint}"
+    if any(node.meta.get("one size") for node in traced.graph.nodes) and takes_more(
+        model, example_input
+    ):
+        return [traced], "it computes with the size of the batch"
+    return [traced], None
+
+
+def _in_words(node: Node) -> tuple[str, ...]:
+    return node.op, str(node.target), str(node.args), str(node.kwargs)
 
 
 def channel_groups(
@@ -71,32 +121,48 @@ def channel_groups(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
 
-def _reasons(traced: GraphModule) -> dict[nn.Module, str]:
+def _reasons(graphs: Sequence[GraphModule]) -> dict[str, str]:
     """Returns the layers whose widths must stay, because of their parameters, with the reason."""
-    owners = Counter(id(p) for m in set(traced.modules()) for p in m.parameters(recurse=False))
-    attributes = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    used = {id(p) for name, p in traced.named_parameters() if name in attributes}
+    layers = {str(node.target): (node, module) for g in graphs for node, module in layer_nodes(g)}
+    owners = Counter(id(p) for _, module in layers.values() for p in set(module.parameters()))
+    used = {id(tensor) for graph in graphs for tensor in _tensors_in(graph).values()}
     reasons = {}
-    for node, module in layer_nodes(traced):
-        own = {id(p) for p in module.parameters(recurse=False)}
+    for path, (node, module) in layers.items():
+        operator = operator_of(module)
+        if operator is None:
+            continue
+        own = {name: getattr(module, name, None) for name in operator.tensors}
         if hasattr(module, "parametrizations"):
-            reasons[module] = f"'{node.name}' has a parametrized weight"
-        elif any(owners[p] > 1 for p in own):
-            reasons[module] = f"'{node.name}' shares its weight with another layer"
-        elif own & used:
-            reasons[module] = f"the weight of '{node.name}' is used outside it, too"
-        elif unknown := _unknown_tensors(module):
+            reasons[path] = f"'{node.name}' has a parametrized weight"
+        elif computed := [
+            n for n, tensor in own.items() if n in vars(module) and tensor is not None
+        ]:
+            reasons[path] = f"'{node.name}' computes its {', '.join(computed)}"
+        elif any(owners[id(p)] > 1 for p in module.parameters()):
+            reasons[path] = f"'{node.name}' shares its weight with another layer"
+        elif any(id(tensor) in used for tensor in own.values()):
+            reasons[path] = f"the weight of '{node.name}' is used outside it, too"
+        elif unknown := _unknown_tensors(module, operator, used):
             names = ", ".join(f"'{name}'" for name in unknown)
-            reasons[module] = f"labkit does not know what {names} of '{node.name}' follows"
+            reasons[path] = f"labkit does not know what {names} of '{node.name}' follows"
     return reasons
 
 
-def _unknown_tensors(module: nn.Module) -> list[str]:
-    operator = operator_of(module)
-    if operator is None or type(operator).carry is not Operator.carry:
+def _tensors_in(traced: GraphModule) -> dict[str, torch.Tensor]:
+    """Returns the parameters and buffers that code uses outside of layers that labkit knows."""
+    paths = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+    return {path: attrgetter(path)(traced) for path in paths}
+
+
+def _unknown_tensors(module: nn.Module, operator: Operator, used: set[int]) -> list[str]:
+    if type(operator).carry is not Operator.carry:
         return []
     tensors = *module.named_parameters(), *module.named_buffers()
-    return [name for name, tensor in tensors if tensor.ndim and name not in operator.tensors]
+    return [
+        name
+        for name, tensor in tensors
+        if tensor.ndim and name not in operator.tensors and id(tensor) not in used
+    ]
 
 
 class _Layer(NamedTuple):
@@ -110,41 +176,65 @@ class _Layer(NamedTuple):
 _Heads = frozenset[tuple[str, int]]
 
 
-def _walked(traced: GraphModule) -> _Walk:
+def _walked(graphs: Sequence[GraphModule], only_code: str | None) -> _Walk:
     """Walks twice where there are heads: where a tensor is dealt out, it is not known what for."""
-    walk = _Walk(traced)
+    walk = _Walk(graphs, only_code)
     heads = walk.batches()
     while heads:
-        walk = _Walk(traced, heads)
+        walk = _Walk(graphs, only_code, heads)
         still = frozenset(h for h in heads if h in walk.batches())
         if still == heads:
             return walk
         heads = still
-    return _Walk(traced)
+    return _Walk(graphs, only_code)
 
 
 class _Walk:
-    """One walk over the graph that says what each axis of each tensor is made of.
+    """One walk over the graphs that says what each axis of each tensor is made of.
 
     Args:
-        traced: The graph.
+        graphs: The graphs.
+        only_code: Why no graph can stand for the network's code, or `None`.
         heads: Axes that are known to be heads, whose number can change.
     """
 
-    def __init__(self, traced: GraphModule, heads: _Heads = frozenset()):
-        self.traced, self.heads = traced, heads
+    def __init__(
+        self,
+        graphs: Sequence[GraphModule],
+        only_code: str | None,
+        heads: _Heads = frozenset(),
+    ):
+        self.graphs, self.only_code, self.heads = graphs, only_code, heads
         self.axes: dict[Node, Any] = {}  # a tensor's axes, or a tuple of several tensors'
-        self.sides: dict[nn.Module, tuple[Layout, Layout] | None] = {}
+        self.sides: dict[str, tuple[Layout, Layout] | None] = {}
+        self.tensors: dict[str, Any] = {}  # the axes of parameters and buffers, by their paths
         self.calls: list[Call] = []
-        reasons = _reasons(traced)
-        for _, module in layer_nodes(traced):
-            if module not in self.sides:  # a shared module has one pair of sides
+        reasons = _reasons(graphs)
+        for node, module in itertools.chain(*map(layer_nodes, graphs)):
+            path = str(node.target)
+            if path not in self.sides:  # a shared module has one pair of sides
                 operator = operator_of(module)
-                self.sides[module] = sides = None if operator is None else operator.sides(module)
-                for side in sides if sides is not None and module in reasons else ():
-                    lay.fix(side, reasons[module], unknown=True)
-        for node in traced.graph.nodes:
-            self.visit(node)
+                self.sides[path] = sides = None if operator is None else operator.sides(module)
+                for side in sides if sides is not None and path in reasons else ():
+                    lay.fix(side, reasons[path], unknown=True)
+        in_layers = {
+            id(parameter)
+            for graph in graphs
+            for _, module in layer_nodes(graph)
+            if (operator := operator_of(module)) is not None
+            for name, parameter in module.named_parameters()
+            if name in operator.tensors
+        }
+        for graph in graphs:
+            for path, tensor in _tensors_in(graph).items():
+                why = f"it meets the constant '{path}'"
+                if id(tensor) in in_layers or path.startswith(CONSTANT):
+                    self.tensors[path] = _fixed(tensor.shape, why)
+                elif path not in self.tensors:
+                    axes = [lay.width(n) if n > 1 else lay.plain(n) for n in tensor.shape]
+                    self.tensors[path] = axes
+            for node in graph.graph.nodes:
+                self.visit(node)
 
     def visit(self, node: Node) -> None:
         shape = node.meta["shape"]
@@ -155,20 +245,36 @@ class _Walk:
                     self.axes[node] = _fixed(shape, "it is the network's input")
             case "get_attr":
                 if shape is not None:
-                    self.axes[node] = _fixed(shape, f"it meets the constant '{node.target}'")
+                    self.axes[node] = self.tensors[str(node.target)]
             case "output":
                 for axis in _all_axes(inputs):
                     lay.fix(axis, "it is the network's output")
             case _ if shape is not None or (inputs and node.target not in Attribute.functions):
                 module = module_of(node)
+                sides = self.sides[str(node.target)] if module is not None else None
                 heads = [axis for name, axis in self.heads if name == node.name]
-                call = Call(node, module, inputs, self.sides.get(module), self.axes, heads=heads)  # type: ignore[arg-type]
-                operator = operator_of(node)
-                axes = operator.flow(call) if operator is not None and inputs else None
-                if axes is None:
-                    axes = _unknown(call)
-                self.axes[node] = axes
+                call = Call(node, module, inputs, sides, self.axes, heads=heads)
+                axes = self.flow(call)
+                self.axes[node] = _unknown(call) if axes is None else axes
                 self.calls.append(call)
+
+    def flow(self, call: Call) -> Any:
+        """Returns what the axes of a call's output are made of, `None` where that is not known."""
+        operator = operator_of(call.node)
+        if operator is None or not (call.inputs or isinstance(operator, Creation)):
+            return None
+        try:
+            axes = operator.flow(call)
+        except (TypeError, ValueError, IndexError, AttributeError, KeyError):
+            return None  # it was asked with arguments that its operator does not expect
+        for path, sizes in call.literals if self.only_code is not None else ():
+            given = argument_at(call.node, path)
+            numbers = given if isinstance(given, tuple | list) else [given]
+            if not all(isinstance(number, Size | Option) for number in numbers):
+                why = f"{describe(call.node)} has it as a number, and {self.only_code}"
+                for axis in sizes if isinstance(sizes, list) else [sizes]:
+                    lay.fix(axis, why, unknown=True)
+        return axes
 
     def batches(self) -> _Heads:
         """Returns the axes that a reshaping dealt out, of which something does each the same."""
@@ -184,8 +290,11 @@ class _Walk:
 
     def layers(self) -> Iterator[_Layer]:
         """Yields each layer that has channels."""
-        for node, module in layer_nodes(self.traced):
-            sides, operator = self.sides[module], operator_of(module)
+        calls = {n.name: (n, m) for n, m in itertools.chain(*map(layer_nodes, self.graphs[::-1]))}
+        for node, module in itertools.chain(*map(layer_nodes, self.graphs)):
+            if calls.pop(node.name, None) is None:  # in the graph of training, too
+                continue
+            sides, operator = self.sides[str(node.target)], operator_of(module)
             weighted = operator is not None and operator.writes
             if sides is not None:
                 yield _Layer(node.name, weighted, *map(lay.expand, sides))
@@ -201,6 +310,11 @@ class _Walk:
 
     def channels(self, example_input: Example, n_parameters: int) -> Channels:
         layers = list(self.layers())
+        sides = (side for layer in layers for side in (layer.before, layer.after))
+        in_layers = set().union(*map(lay.variables, sides))
+        for axis in _all_axes(self.tensors.values()):
+            if not lay.variables(axis) <= in_layers:
+                lay.fix(axis, "no layer has these channels")
         groups: dict[Var, ChannelGroup] = {}
 
         def side_of(layout: Layout) -> Side:
@@ -223,6 +337,7 @@ class _Walk:
         )
         literals = tuple(
             Literal(
+                self.graphs.index(call.node.graph.owning_module),
                 call.node.name,
                 tuple(path),
                 tuple(map(side_of, axis)) if isinstance(axis, list) else side_of(axis),
@@ -236,15 +351,20 @@ class _Walk:
             for axis, averages in call.mixing
             if lay.free(axis)
         )
-        shapes = {}
-        for node, tensor in self.axes.items():
-            axes = next(iter(_tensors(tensor)), None)  # of several tensors the first, as in a cost
-            if axes is not None:
-                sizes = (side_of(axis) if lay.free(axis) else lay.size(axis) for axis in axes)
-                shapes[node.name] = tuple(sizes)
+
+        def sizes(axes: list[Layout]) -> Sizes:
+            return tuple(side_of(a) if lay.free(a) else lay.size(a) for a in axes)
+
+        # Of several tensors the first, as in a cost.
+        first = {node: next(iter(_tensors(axes)), None) for node, axes in self.axes.items()}
+        shapes = tuple(
+            {node.name: sizes(axes) for node in graph.graph.nodes if (axes := first.get(node))}
+            for graph in self.graphs
+        )
+        tensors = {path: sizes(axes) for path, axes in self.tensors.items()}
         return Channels(
-            self.traced, example_input, tuple(order), inputs, outputs, literals, mixing, shapes,
-            n_parameters,
+            tuple(self.graphs), example_input, tuple(order), inputs, outputs, literals, mixing,
+            shapes, tensors, self.only_code, n_parameters,
         )  # fmt: skip
 
 
@@ -256,6 +376,8 @@ def _unknown(call: Call) -> Any:
 
 
 def _fixed(shape: Any, why: str, unknown: bool = False) -> Any:
+    if isinstance(shape, Mapping):
+        return {key: _fixed(part, why, unknown) for key, part in shape.items()}
     if not is_shape(shape):
         return tuple(_fixed(part, why, unknown) for part in shape or ())
     return [lay.constant(size, why, unknown) for size in shape]
@@ -266,11 +388,11 @@ def _tensors(axes: Any) -> Iterator[list[Layout]]:
     if isinstance(axes, list):
         yield axes
     else:
-        for part in axes:
+        for part in axes.values() if isinstance(axes, Mapping) else axes:
             yield from _tensors(part)
 
 
-def _all_axes(inputs: Sequence[Any]) -> Iterator[Layout]:
+def _all_axes(inputs: Iterable[Any]) -> Iterator[Layout]:
     return itertools.chain.from_iterable(_tensors(tuple(inputs)))
 
 

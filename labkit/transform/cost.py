@@ -48,7 +48,7 @@ from labkit.operators.base import Shape, operator_of
 from labkit.operators.nodes import is_shape, module_of
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example, example_input_for, trace
-from labkit.transform.groups import Channels, Side
+from labkit.transform.groups import Channels, Side, size_in
 from labkit.transform.plan import Plan, Resolution, widths_of
 
 Shapes = Mapping[str, Shape]
@@ -144,16 +144,21 @@ class Counting(NamedTuple):
         read = [counted[n.name] for n in node.all_input_nodes if n.name in counted] or [written]
         forward = None if operator is None else operator.flops(node, module, read, written)
         passes = 1 if self.convention == "inference" else 3 if is_product else 2
-        flops = passes * (forward or 0) * self.batch_size // TRACED_ROWS
+        by_batch = any(each.meta["batched"] for each in (node, *node.all_input_nodes))
+        flops = self.of_batch(passes * (forward or 0), by_batch)
         return LayerCost(
             name=node.name,
             type=node.name if module is None else type(module).__name__,
             flops=flops,
             bitops=flops * self.precision ** (2 if parameters or is_product else 1),
             parameters=parameters,
-            activations=math.prod(shapes[node.name]) * self.batch_size // TRACED_ROWS,
+            activations=self.of_batch(math.prod(shapes[node.name]), node.meta["batched"]),
             known=forward is not None,
         )
+
+    def of_batch(self, count: int, by_batch: bool) -> int:
+        """Returns a count for two rows as one for the batch, unless no row changes it."""
+        return count * self.batch_size // TRACED_ROWS if by_batch else count
 
     def total(self, layers: Iterable[LayerCost], parameters: int) -> Cost:
         """Returns the cost of a network."""
@@ -296,6 +301,9 @@ def cost_of(
         if each.resized is not None and each.resized not in counted:
             counted.add(each.resized)
             parameters += layer.parameters - each.own_parameters
+    for sizes in channels.parameters:
+        parameters += math.prod(size_in(size, widths) for size in sizes)
+        parameters -= math.prod(size_in(size, {}) for size in sizes)
     cost = counting.total(layers, parameters)
     if is_first:  # a search asks thousands of times
         _warn_of_unknown(cost)
@@ -334,10 +342,7 @@ class _Priced:
 
     def shapes(self, widths: Mapping[str, int]) -> Shapes:
         """Returns the shapes of what it reads and returns under a plan."""
-        return {
-            name: [axis.width_in(widths) if isinstance(axis, Side) else axis for axis in axes]
-            for name, axes in self.axes.items()
-        }
+        return {name: [size_in(axis, widths) for axis in axes] for name, axes in self.axes.items()}
 
 
 _prices: WeakKeyDictionary[Channels, dict[Counting, list[_Priced]]] = WeakKeyDictionary()

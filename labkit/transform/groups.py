@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from labkit.operators.base import operator_of
 from labkit.transform.graph import Example, layer_nodes
@@ -132,11 +133,13 @@ class Literal:
     """A size that the network's code has as a number, which follows a width.
 
     Attributes:
+        graph: Which of the network's graphs has it.
         node: The name of the call.
         path: Where in its arguments: keys, indices, and `"start"` or `"stop"` of a slice.
         value: The side that it is the size of; several for a list of sizes.
     """
 
+    graph: int
     node: str
     path: tuple[str | int, ...]
     value: Side | tuple[Side, ...]
@@ -163,32 +166,64 @@ class Mixing:
     averages: bool
 
 
+Sizes = tuple[Side | int, ...]  # of the axes of a tensor: a side where it follows some width
+
+
+def size_in(size: Side | int, widths: Mapping[str, int]) -> int:
+    """Returns the size of an axis under a plan: group name → width."""
+    return size.width_in(widths) if isinstance(size, Side) else size
+
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """A network's channel groups, and the groups on each side of each layer.
 
     Attributes:
-        traced: The network as an fx graph.
+        graphs: The network as an fx graph, and as that of its training, where it is another one.
         example_input: What it was traced with.
         groups: All groups that some layer has, in graph order.
         inputs: fx name of a layer → its input channels.
         outputs: fx name of a layer → its output channels.
         literals: Numbers in the network's code that follow a width.
         mixing: What copied channels may change the result of.
-        shapes: fx name of each node that is a tensor → the size of each of its axes, for two rows:
-            a side where it follows some width.
+        sizes: For each graph, fx name of each node that is a tensor → the size of each of its axes,
+            for two rows: a side where it follows some width.
+        tensors: The same of the parameters and buffers that the code uses by itself, by path.
+        only_code: Why no graph can stand for the network's code, or `None`.
         n_parameters: All parameters of the network; one that several layers share counts once.
     """
 
-    traced: GraphModule
+    graphs: tuple[GraphModule, ...]
     example_input: Example
     groups: tuple[ChannelGroup, ...]
-    inputs: dict[str, Side]
-    outputs: dict[str, Side]
+    inputs: Mapping[str, Side]
+    outputs: Mapping[str, Side]
     literals: tuple[Literal, ...]
     mixing: tuple[Mixing, ...]
-    shapes: dict[str, tuple[int | Side, ...]]
+    sizes: tuple[Mapping[str, Sizes], ...]
+    tensors: Mapping[str, Sizes]
+    only_code: str | None
     n_parameters: int
+
+    @property
+    def traced(self) -> GraphModule:
+        """The network as an fx graph."""
+        return self.graphs[0]
+
+    @property
+    def shapes(self) -> Mapping[str, Sizes]:
+        """The sizes of that graph."""
+        return self.sizes[0]
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Sizes, ...]:
+        """The sizes of the parameters that the code uses by itself, and that follow some width."""
+        paths = {name for graph in self.graphs for name, _ in graph.named_parameters()}
+        return tuple(
+            sizes
+            for path, sizes in self.tensors.items()
+            if path in paths and any(isinstance(size, Side) for size in sizes)
+        )
 
     # Cached, since a search resolves thousands of configurations.
     @functools.cached_property
@@ -199,7 +234,15 @@ class Channels:
     @functools.cached_property
     def layers(self) -> dict[str, nn.Module]:
         """Fx name of a call of a module → the module, in graph order."""
-        return {node.name: module for node, module in layer_nodes(self.traced)}
+        return {name: module for name, (_, module) in self.calls.items()}
+
+    @functools.cached_property
+    def calls(self) -> dict[str, tuple[Node, nn.Module]]:
+        """Fx name of a call of a module → the call and the module; those of training are last."""
+        found: dict[str, tuple[Node, nn.Module]] = {}
+        for node, module in itertools.chain(*map(layer_nodes, self.graphs)):
+            found.setdefault(node.name, (node, module))
+        return found
 
 
 def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | None = None) -> Copies:
@@ -223,7 +266,7 @@ def copies(channels: Channels, widths: Mapping[str, int], model: nn.Module | Non
 def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
     """Returns, for each group, the squared norm of all weights that write each of its units."""
     norms = {g.name: torch.zeros(g.n_units, dtype=torch.float) for g in channels.groups}
-    for node, module in layer_nodes(channels.traced):
+    for node, module in channels.calls.values():
         operator = operator_of(module)
         if operator is None or not operator.writes:
             continue
@@ -236,7 +279,10 @@ def _norms(model: nn.Module, channels: Channels) -> dict[str, torch.Tensor]:
 
 
 def inexact(channels: Channels, widths: Mapping[str, int]) -> Iterator[str]:
-    """Yields why a widened network cannot compute just what it did, a sentence a reason."""
+    """Yields why a network of other widths cannot compute what it did, a sentence a reason."""
+    for group in channels.free:
+        if widths[group.name] < group.width:
+            yield f"'{group.name}' has fewer channels"
     grown = {group.name for group in channels.free if widths[group.name] > group.width}
     chosen = copies(channels, widths)
     for mixing in channels.mixing:

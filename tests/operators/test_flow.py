@@ -1,6 +1,5 @@
 """What each operator does to channels: its output's shape where the widths before it double."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit.errors import LabkitError
-from labkit.transform import Channels, Plan, SkippedRequest, apply, find_channels, resolve
+from labkit.transform import Channels, Plan, apply, find_channels
 
 X = torch.zeros(2, 3, 5, 4)
 Function = Callable[..., Any]
@@ -281,7 +279,7 @@ def test_a_layer_with_a_tensor_of_its_own_keeps_its_widths() -> None:
     assert reasons["_0"] == reasons["_2"] == "labkit does not know what 'mask' of '_2' follows"
 
 
-def test_a_layer_of_two_inputs_keeps_its_widths() -> None:
+def test_a_layer_whose_forward_calls_the_known_one_is_that_in_its_graph() -> None:
     class Two(nn.Linear):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return super().forward(x + y)
@@ -296,15 +294,10 @@ def test_a_layer_of_two_inputs_keeps_its_widths() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.c(self.two(self.a(x), self.b(x)))
 
-    channels = find_channels(Net(), torch.zeros(1, 3))
-    assert channels.free == ()
-    config = {"by": "type", "default": {"config": {"name": "both", "channel_multiplier": 2}}}
-    with warnings.catch_warnings(action="ignore", category=SkippedRequest):
-        assert len(resolve(channels, config).skipped) == 8
-    named = {"by": "name", "default": {"config": {"name": None}}}
-    request = {"config": {"name": "output_only", "channel_multiplier": 2}}
-    with pytest.raises(LabkitError, match=r"two output.*'two' \(Two\)"):
-        resolve(channels, {**named, "two": request})
+    groups = {group.name: group for group in find_channels(Net(), torch.zeros(1, 3)).free}
+    assert groups["a"].writers == ("a", "b")
+    assert groups["a"].readers == ("two",)
+    assert groups["two"].width == 5
 
 
 def test_a_literal_is_where_it_stands() -> None:
