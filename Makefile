@@ -5,15 +5,17 @@
 # make lowest   run the fast tests with the oldest versions that pyproject.toml allows
 # make faults   kill searches at every moment, and see that nothing is lost: SEED
 # make mutants  see whether tests notice small changes to the code: SAMPLE, SEED, PACKAGES
+# make fuzz     give labkit thousands of bad inputs: CASES, SEED
 # make lock     pin the newest versions that pyproject.toml allows
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 EXTRAS = lab,cluster,test,dev,jets
 SAMPLE ?= 60
+CASES ?= 12000
 SEED ?= 0
 
-.PHONY: search lab test docs lowest mutants faults lock
+.PHONY: search lab test docs lowest mutants faults fuzz lock
 
 search: .venv/installed
 	.venv/bin/labkit search configs/jsc_toy.toml
@@ -59,6 +61,9 @@ lowest: .venv/installed-for-tests
 	.venv/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
 		--editable '.[lab,cluster,test]'
 	.venv-lowest/bin/python -m pytest -o addopts="--strict-markers -ra" -m 'not slow' tests
+
+fuzz: .venv/installed-for-tests
+	.venv/bin/python -m tests.fuzz --cases $(CASES) $(if $(filter command,$(origin SEED)),--seed $(SEED))
 
 lock:
 	rm -rf .venv-lock

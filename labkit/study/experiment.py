@@ -14,7 +14,7 @@ from torch import nn
 
 from labkit import names
 from labkit.data import Dataset, load_data
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words
 from labkit.operators import register_operator
 from labkit.study import fingerprint
 from labkit.study.checkpoint import load_weights
@@ -62,7 +62,8 @@ class Experiment:
         self.model = get_model(model if model is not None else config.model)
         if data is None:
             data = load_data(config.dataset, label=config.label)
-        check_fit(self.model.cpu(), data, self.training)
+        with in_words("model: it cannot be trained"):
+            check_fit(self.model.cpu(), data, self.training)
         if self.training is not None and self.training.weights == "keep":
             if config.load_name is None:
                 raise LabkitError("load_name: weights = 'keep' needs the path of a checkpoint")

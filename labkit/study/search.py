@@ -309,7 +309,7 @@ def _config(
     if isinstance(config, Mapping):
         config = {
             **({"model": type(model).__name__} if model is not None else {}),
-            **({"dataset": data.name} if data is not None else {}),
+            **({"dataset": getattr(data, "name", "data")} if data is not None else {}),
             **config,
         }
     return load_config(config)

@@ -128,3 +128,10 @@ def test_a_record_is_of_all_runners(tables: dict[str, Any], blobs: Dataset) -> N
     assert failed.source is None
     assert failed.metrics == {}
     assert failed.widths == plan.to_dict()
+
+
+def test_a_data_set_and_weights_are_needed(tables: dict[str, Any], blobs: Dataset) -> None:
+    with pytest.raises(LabkitError, match=r"^data: expected a Dataset, got \[1\]"):
+        Experiment(load_config(tables), data=[1])
+    with pytest.raises(LabkitError, match=r"^model: it cannot be trained: .*meta"):
+        Experiment(load_config(tables), torch.nn.Linear(16, 5, device="meta"), blobs)
