@@ -19,7 +19,7 @@ from labkit.errors import LabkitError
 from labkit.show.controls import message
 from labkit.show.page import write_page
 from labkit.show.tables import html_table
-from labkit.study.store import ATTRIBUTE, open_study
+from labkit.study.studies import ATTRIBUTE, open_study
 from tests.conftest import REFERENCE_TOML
 from tests.study.conftest import description, results, trial
 

@@ -25,7 +25,7 @@ from labkit.show.tables import compare, html_table
 from labkit.study.config import SearchConfig
 from labkit.study.results import Results
 from labkit.study.search import Search
-from labkit.study.store import describe, open_study
+from labkit.study.studies import describe, open_study
 from labkit.transform import Channels, find_channels, get_model
 
 POLL_SECONDS = 1.0

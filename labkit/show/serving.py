@@ -18,7 +18,7 @@ import optuna_dashboard
 
 from labkit.errors import LabkitError
 from labkit.study.record import Trial
-from labkit.study.store import open_study, read_trials
+from labkit.study.studies import open_study, read_trials
 
 HOST = "127.0.0.1"
 STUDY = re.compile(r"/api/studies/\d+")  # what the dashboard's pages ask for a study and its trials

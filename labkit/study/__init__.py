@@ -32,5 +32,5 @@ from labkit.study.spaces import ChannelMultiplierSpace as ChannelMultiplierSpace
 from labkit.study.spaces import Conv2dChannelMultiplierSpace as Conv2dChannelMultiplierSpace
 from labkit.study.spaces import LinearChannelMultiplierSpace as LinearChannelMultiplierSpace
 from labkit.study.store import Store as Store
-from labkit.study.store import open_study as open_study
-from labkit.study.store import read_trials as read_trials
+from labkit.study.studies import open_study as open_study
+from labkit.study.studies import read_trials as read_trials

@@ -23,7 +23,7 @@ from labkit.study.executor import Task
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, measure
 from labkit.study.space import get_space
-from labkit.study.store import Description
+from labkit.study.studies import Description
 from labkit.training import check_fit
 from labkit.transform import Plan, find_channels, get_model
 

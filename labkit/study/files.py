@@ -21,8 +21,7 @@ from labkit.errors import LabkitError, in_words
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.record import Trial
 from labkit.study.results import Results
-from labkit.study.storage import without_password
-from labkit.study.store import DATABASE
+from labkit.study.storage import DATABASE, without_password
 
 log = logging.getLogger(__name__)
 

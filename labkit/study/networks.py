@@ -21,7 +21,7 @@ from labkit.study.config import load_config
 from labkit.study.files import write
 from labkit.study.record import Metrics, Record, Trial
 from labkit.study.results import Results
-from labkit.study.store import open_study
+from labkit.study.studies import open_study
 from labkit.transform import Channels, Plan, apply, get_model
 
 

@@ -21,7 +21,7 @@ from labkit.study.front import Front
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
 from labkit.study.storage import faults_of
-from labkit.study.store import Description, describe, read_replicates, read_trials
+from labkit.study.studies import Description, describe, read_replicates, read_trials
 from labkit.transform import Plan
 
 # What the report's table shows of the software metrics; the files have all of them.

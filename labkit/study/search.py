@@ -35,7 +35,8 @@ from labkit.study.results import Results
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import as_url, named
-from labkit.study.store import Store, kept_in
+from labkit.study.store import Store
+from labkit.study.studies import kept_in
 from labkit.study.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -1,43 +1,44 @@
-"""The store: the only code that knows how a study lies in an Optuna storage.
+"""The store: a study that a search continues.
 
 A sampler proposes from a study in memory. A trial that has ended is added to the storage whole, in
 one transaction: it is either recorded, with its values, or not there at all, and a kill leaves none
-that runs or waits. The storage's parameters are in words, such as `×2`; those in memory are indices
-into the space's ordered lists, which TPE and QMC make use of.
+that runs or waits. The storage's parameters are in words; those in memory are indices into the
+space's ordered lists, which TPE and QMC make use of.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
 from labkit.study.claims import DRIVER, TURN, Claims, locked
-from labkit.study.config import DEFAULT_PROJECT, SetupTable, read_toml
-from labkit.study.fingerprint import Identity, difference
 from labkit.study.front import Front
-from labkit.study.record import Direction, FailureKind, Metrics, Record, Source, Trial
+from labkit.study.record import FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
-from labkit.study.storage import DATABASE, database_file, named, open_storage
+from labkit.study.storage import DATABASE, database_file, named
+from labkit.study.studies import (
+    REPLICATES,
+    Description,
+    added_replicates,
+    frozen_trial,
+    open_or_create,
+    paired,
+    read_trials,
+)
 from labkit.transform import Plan
-
-ATTRIBUTE = "labkit"  # of a study: what it is; of a trial: its record
-REPLICATES = "labkit:replicates:"  # of a study: those added to a trial later
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -56,110 +57,6 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
             case "random" | "bruteforce":  # which does without one; see Store.ask
                 return samplers.RandomSampler(seed=seed)
     raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a study says of itself.
-
-    Attributes:
-        identity: What its results depend on; see `labkit.study.fingerprint`.
-        objectives: Metric → `"maximize"` or `"minimize"`.
-        directions: Name of each value of a trial → its direction: those of the objectives, or of
-            their sum.
-        about: What every figure must say: model, dataset, seed, convention; and `original`, the
-            widths of the network before the search, and `input_shape`.
-    """
-
-    identity: Identity
-    objectives: Mapping[str, Direction]
-    directions: Mapping[str, Direction]
-    about: Mapping[str, Any]
-
-
-def kept_in(folder: Path) -> tuple[str | Path, str | None]:
-    """Returns where the study of a results folder is kept, and its name if others may be there.
-
-    Nothing that the folder's configuration names is imported.
-    """
-    with contextlib.suppress(LabkitError, ValidationError, KeyError, TypeError, AttributeError):
-        tables = read_toml(folder / "config.toml")
-        setup = SetupTable.model_validate(tables["search"]["strategy"]["setup"], context=folder)
-        if setup.storage is not None:
-            return setup.storage, str(tables.get("project", DEFAULT_PROJECT))
-    return folder / DATABASE, None
-
-
-def open_study(folder: str | Path) -> optuna.Study:
-    """Returns the study of a results folder, also while a search writes it.
-
-    Raises:
-        LabkitError: The folder holds no study, or its storage cannot be opened.
-    """
-    storage, name = kept_in(Path(folder))
-    if isinstance(storage, Path) and not storage.is_file():
-        raise LabkitError(f"folder: {str(folder)!r} holds no study.db; `labkit search` makes one")
-    opened = open_storage(storage)
-    names = [study.study_name for study in opened.get_all_studies()]
-    if name is None and len(names) != 1:
-        raise LabkitError(f"folder: expected one study in {str(storage)!r}, got {len(names)}")
-    if name is not None and name not in names:
-        raise LabkitError(f"storage: {named(storage)!r} holds no search {name!r}")
-    return optuna.load_study(study_name=name or names[0], storage=opened)
-
-
-def describe(study: optuna.Study) -> Description:
-    """Returns what a study says of itself.
-
-    Raises:
-        LabkitError: labkit did not make it, or another version did.
-    """
-    known = study.user_attrs.get(ATTRIBUTE)
-    if known is None:
-        raise LabkitError(f"storage: the study {study.study_name!r} is not one of labkit's")
-    try:
-        return Description(**(known | {"identity": Identity(**known["identity"])}))
-    except (KeyError, TypeError) as error:
-        what = f"the study {study.study_name!r} was made by another version of labkit"
-        raise LabkitError(f"storage: {what}") from error
-
-
-def read_trials(study: optuna.Study, first: int = 0) -> list[Trial]:
-    """Returns the trials of a study that labkit made, from the one with this number on."""
-    return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)[first:]]
-
-
-def read_replicates(study: optuna.Study) -> dict[int, list[Metrics]]:
-    """Returns trial → replicates of its network, where some were added later.
-
-    They are by seed, up to the first seed that is missing: tests pair them by their place.
-    """
-    return {n: _paired(by_seed) for n, by_seed in _added_replicates(study).items()}
-
-
-def _added_replicates(study: optuna.Study) -> dict[int, list[Metrics | None]]:
-    return {
-        int(key.removeprefix(REPLICATES)): by_seed
-        for key, by_seed in study.user_attrs.items()
-        if key.startswith(REPLICATES)
-    }
-
-
-def _paired(by_seed: Sequence[Metrics | None]) -> list[Metrics]:
-    return [one for one in itertools.takewhile(bool, by_seed) if one]
-
-
-def _trial(frozen: FrozenTrial) -> Trial:
-    started, ended = frozen.datetime_start, frozen.datetime_complete
-    try:
-        record = Record.model_validate(frozen.user_attrs[ATTRIBUTE])
-        if started is None or ended is None:
-            raise KeyError
-    except (KeyError, ValidationError) as error:
-        message = f"storage: trial {frozen.number} has no record that labkit wrote"
-        raise LabkitError(message) from error
-    values = None if frozen.values is None else tuple(frozen.values)
-    return Trial(frozen.number, frozen.params, values, record, started, ended)
 
 
 @dataclass(frozen=True)
@@ -222,7 +119,7 @@ class Store:
         self._every = space.networks if sampler == "bruteforce" else None
         self._storage, self._sampler, self._seed = storage, sampler, seed
         self._claims: Claims | None = None  # while it is driven, where other machines may be
-        self.study = _open_or_create(storage, name, description)
+        self.study = open_or_create(storage, name, description)
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
         self.known: dict[Plan, Trial] = {}
@@ -243,7 +140,7 @@ class Store:
     @property
     def added_replicates(self) -> dict[int, list[Metrics]]:
         """Trial → replicates of its network, as `read_replicates` returns them."""
-        return {number: _paired(by_seed) for number, by_seed in self._added.items()}
+        return {number: paired(by_seed) for number, by_seed in self._added.items()}
 
     @contextlib.contextmanager
     def driven(self, folder: Path | None) -> Iterator[None]:
@@ -271,7 +168,7 @@ class Store:
         """Takes in what others have added to the storage."""
         if self._claims is not None and self.shared:
             self._claims.refresh()  # first: a network is recorded before its claim ends
-        self._added |= _added_replicates(self.study)
+        self._added |= added_replicates(self.study)
         others = read_trials(self.study, len(self.trials))
         if not others:
             return
@@ -332,7 +229,7 @@ class Store:
         if self._claims is not None:
             self._claims.check_turn()
         self.study.add_trial(
-            _frozen(trial, trial.params, self.space.label_distributions, keep_record=True)
+            frozen_trial(trial, trial.params, self.space.label_distributions, keep_record=True)
         )
         if asked.trial is not None:
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
@@ -393,64 +290,9 @@ class Store:
 
     def _in_memory(self, trial: Trial) -> FrozenTrial:
         indices = self.space.indices(trial.params)
-        return _frozen(trial, indices, self.space.distributions, keep_record=False)
-
-
-def _open_or_create(
-    storage: str | Path | BaseStorage | None, name: str, description: Description
-) -> optuna.Study:
-    opened = None if storage is None else open_storage(storage, create=True)
-    opened = opened or optuna.storages.InMemoryStorage()
-    others = [study.study_name for study in opened.get_all_studies()]
-    if isinstance(storage, Path) and others and name not in others:
-        raise LabkitError(
-            f"project: {str(storage.parent)!r} holds the search {others[0]!r}, not {name!r}; "
-            "use another folder"
-        )
-    with quiet_optuna():
-        study = optuna.create_study(
-            study_name=name,
-            storage=opened,
-            directions=list(description.directions.values()),
-            load_if_exists=True,
-        )
-    if name not in others or _was_just_made(study, description):
-        study.set_user_attr(ATTRIBUTE, dataclasses.asdict(description))
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            study.set_metric_names(list(description.directions))
-    elif changed := difference(describe(study).identity, description.identity):
-        key, _, what = changed.partition(": ")
-        where = named(storage.parent if isinstance(storage, Path) else storage)
-        raise LabkitError(f"{key}: {where!r} holds {what}; use another folder")
-    return study
+        return frozen_trial(trial, indices, self.space.distributions, keep_record=False)
 
 
 def _key(plan: Plan) -> str:
     """Returns what a network is called in claims."""
     return hashlib.sha256(str(plan).encode()).hexdigest()[:16]
-
-
-def _was_just_made(study: optuna.Study, description: Description) -> bool:
-    """Whether a search was killed after it made its study and before that said what it is."""
-    ways = [direction.name.lower() for direction in study.directions]
-    return (
-        ATTRIBUTE not in study.user_attrs
-        and ways == list(description.directions.values())
-        and not study.get_trials(deepcopy=False)
-    )
-
-
-def _frozen(
-    trial: Trial, params: Mapping[str, Any], distributions: Mapping[str, Any], *, keep_record: bool
-) -> FrozenTrial:
-    """Returns a trial as Optuna has it."""
-    record = trial.record.model_dump(mode="json", exclude_defaults=True) if keep_record else None
-    frozen = optuna.trial.create_trial(
-        state=TrialState.FAIL if trial.values is None else TrialState.COMPLETE,
-        values=trial.values,
-        params=dict(params),
-        distributions={key: distributions[key] for key in params},
-        user_attrs={} if record is None else {ATTRIBUTE: record},
-    )
-    frozen.datetime_start, frozen.datetime_complete = trial.started, trial.ended
-    return frozen

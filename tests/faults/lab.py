@@ -29,7 +29,7 @@ import tomli_w
 from labkit.data import Dataset, load_data
 from labkit.study.networks import load_best, saved_networks
 from labkit.study.results import Results
-from labkit.study.store import open_study
+from labkit.study.studies import open_study
 from labkit.training import evaluate
 
 LIMIT = 300.0  # seconds that a command may take on a busy machine

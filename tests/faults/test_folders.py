@@ -14,7 +14,7 @@ from labkit.data import Dataset
 from labkit.study.networks import load_best
 from labkit.study.results import Results
 from labkit.study.search import search
-from labkit.study.store import open_study
+from labkit.study.studies import open_study
 from tests.faults.lab import kept, write_search
 
 WRITTEN = ("log.json", "best.json", "trials.csv", "best.md", "pareto.html", "config.toml")

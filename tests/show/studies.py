@@ -6,7 +6,7 @@ from typing import Any
 
 from labkit.study.record import Direction, Failure, FailureKind, Record, Source, Trial
 from labkit.study.results import Results
-from labkit.study.store import Description
+from labkit.study.studies import Description
 
 OBJECTIVES: dict[str, Direction] = {"accuracy": "maximize", "total_flops": "minimize"}
 START = datetime(2026, 1, 1)

@@ -14,7 +14,7 @@ from labkit.study.executor import Task
 from labkit.study.fingerprint import Identity
 from labkit.study.record import Failure, FailureKind, Record, Source, Trial
 from labkit.study.results import Results
-from labkit.study.store import Description
+from labkit.study.studies import Description
 from labkit.training import TrainSettings
 from labkit.transform import get_model
 

@@ -22,7 +22,7 @@ from labkit.study.pool import AutoExecutor, PoolExecutor, ProcessExecutor, as_ex
 from labkit.study.processes import ProcessPool, WorkerLostError
 from labkit.study.record import Candidate
 from labkit.study.search import search
-from labkit.study.store import open_study, read_trials
+from labkit.study.studies import open_study, read_trials
 from labkit.training import TrainSettings
 from labkit.transform import Plan
 from tests.study.test_executor import CANDIDATES, check

@@ -25,7 +25,7 @@ from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results, indistinguishable
 from labkit.study.runners import RUNNERS, CandidateNetwork, RunnerSettings, register_runner
 from labkit.study.search import Search, search
-from labkit.study.store import open_study
+from labkit.study.studies import open_study
 from labkit.training import TrainSettings, evaluate, train
 from labkit.transform import Plan, apply, get_model, initialise, total_cost
 

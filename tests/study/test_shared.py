@@ -24,7 +24,7 @@ from labkit.study import claims, storage
 from labkit.study.claims import Claims
 from labkit.study.record import Source
 from labkit.study.results import Results
-from labkit.study.store import open_study
+from labkit.study.studies import open_study
 from tests.study.driver import N_NETWORKS, make
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

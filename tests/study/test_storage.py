@@ -27,7 +27,7 @@ from labkit.study.networks import load_best
 from labkit.study.results import Results
 from labkit.study.search import Search, search
 from labkit.study.storage import as_url, named, open_storage, without_password
-from labkit.study.store import kept_in, open_study
+from labkit.study.studies import kept_in, open_study
 
 
 def digests(folder: Path) -> dict[str, str]:

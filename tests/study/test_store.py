@@ -14,7 +14,8 @@ from labkit.errors import LabkitError
 from labkit.study.record import Failure, FailureKind, Record, Source
 from labkit.study.results import Results
 from labkit.study.spaces import ChannelMultiplierSpace
-from labkit.study.store import Store, make_sampler, open_study, read_trials
+from labkit.study.store import Store, make_sampler
+from labkit.study.studies import open_study, read_trials
 from labkit.transform import get_model
 from tests.study.conftest import description
 
