@@ -82,17 +82,21 @@ class LayerExplorer(ipw.VBox):
         super().__init__([*rows, self.totals, self.figure, self.table, below])
 
     def _settable_sides(self) -> Iterator[tuple[str, str, str]]:
-        """Yields layer, side and group of each side that has one width to set.
+        """Yields layer, side and group of each side that has a width to set.
 
-        One of several groups, as behind a concatenation, has none.
+        Of a side of several groups, as heads and their width, those that can change are set by
+        their own names.
         """
         channels = self._channels
         for layer in channels.inputs:
             for side, axis in (("input", channels.inputs), ("output", channels.outputs)):
                 groups = axis[layer].groups
-                layers = [g.readers if side == "input" else g.writers for g in groups]
-                if len(groups) == 1 and layer in layers[0]:
-                    yield layer, side, groups[0].name
+                for group in groups:
+                    if len(groups) == 1:
+                        if layer in (group.readers if side == "input" else group.writers):
+                            yield layer, side, group.name
+                    elif side == "output" and group.writers[:1] == (layer,) and not group.fixed:
+                        yield group.name, side, group.name
 
     @property
     def pass_config(self) -> dict[str, Any]:
