@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Operator, Shape, register_operator
+from labkit.operators.base import Axes, Call, Functions, Operator, Shape, register_operator
 from labkit.operators.elementwise import meet
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import argument, describe, is_shape
@@ -40,8 +40,8 @@ class Product(Operator):
     leaf = False
     matrix_product = True
 
-    def operands(self, node: Node) -> tuple[Any, Any]:
-        """Returns what it multiplies."""
+    def operands(self, node: Node) -> Sequence[Any]:
+        """Returns the two tensors that it multiplies."""
         return argument(node, 0, "input"), argument(node, 1, "other", node.kwargs.get("mat2"))
 
     def names(self, node: Node, n_axes: tuple[int, int]) -> tuple[str, str, str] | None:
@@ -53,7 +53,7 @@ class Product(Operator):
         if not (isinstance(a, list) and isinstance(b, list)):
             return None
         names = self.names(call.node, (len(a), len(b)))
-        return None if names is None else multiplied(call, (a, b), names)
+        return None if names is None else multiplied(call, (a, b), names, self.operands(call.node))
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int | None:
         shapes = shapes_of(node, read)
@@ -63,14 +63,29 @@ class Product(Operator):
         return n_products((a, b), names)
 
 
-def multiplied(call: Call, operands: tuple[Axes, Axes], names: tuple[str, str, str]) -> Axes:
-    """Joins the axes of two tensors that are multiplied; returns those of the result."""
+def multiplied(
+    call: Call,
+    operands: tuple[Axes, Axes],
+    names: tuple[str, str, str],
+    nodes: Sequence[Node],
+    by_root: bool = False,
+) -> Axes:
+    """Joins the axes of two tensors that are multiplied; returns those of the result.
+
+    Args:
+        call: The call.
+        operands: The axes of both.
+        names: Those of the axes of both, and of the result.
+        nodes: The tensors.
+        by_root: Whether the result is divided by the root of the width that is summed over.
+    """
     axes: dict[str, Layout] = {}
     for name in dict.fromkeys(names[0] + names[1]):
         meeting = [x[own.index(name)] for x, own in zip(operands, names) if name in own]
         axes[name] = meet(meeting, call.node)
         if name not in names[2]:
-            call.mix(axes[name])
+            places = [(x, own.index(name)) for x, own in zip(nodes, names) if name in own]
+            call.sum(axes[name], places if len(places) == 2 else [], by_root=by_root)
         elif len(meeting) > 1:
             call.batch(axes[name])
     return [axes[name] for name in names[2]]
@@ -88,7 +103,7 @@ def n_products(shapes: tuple[Shape, Shape], names: Sequence[str]) -> int:
 class MatMul(Product):
     """`[…, n, k]`, `[…, k, m]` → `[…, n, m]`."""
 
-    functions = (
+    functions: ClassVar[Functions] = (
         torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm", "__matmul__",
     )  # fmt: skip
 
@@ -99,15 +114,45 @@ class MatMul(Product):
 
 
 @register_operator
+class FunctionalLinear(Product):
+    """`[…, k]`, `[m, k]` → `[…, m]`."""
+
+    functions = (F.linear,)
+
+    def operands(self, node: Node) -> Sequence[Any]:
+        return argument(node, 0, "input"), argument(node, 1, "weight")
+
+    def names(self, node: Node, n_axes: tuple[int, int]) -> tuple[str, str, str]:
+        rows = DOTS[: n_axes[0] - 1][::-1]
+        return f"{rows}k", "mk", f"{rows}m"
+
+    def flow(self, call: Call) -> Any:
+        return _plus(call, super().flow(call), call.argument(2, "bias"))
+
+
+@register_operator
+class AddMM(MatMul):
+    """A product, added to the first operand."""
+
+    functions: ClassVar[Functions] = (torch.addmm, torch.baddbmm, "addmm", "baddbmm")
+
+    def operands(self, node: Node) -> Sequence[Any]:
+        return tuple(argument(node, i, f"mat{i}", node.kwargs.get(f"batch{i}")) for i in (1, 2))
+
+    def flow(self, call: Call) -> Any:
+        return _plus(call, super().flow(call), call.argument(0, "input"))
+
+
+@register_operator
 class Einsum(Product):
     """A product of two tensors that its equation describes, with no axis twice in one."""
 
     functions = (torch.einsum,)
 
-    def operands(self, node: Node) -> tuple[Any, Any]:
-        given = node.args[1:]
+    def operands(self, node: Node) -> Sequence[Any]:
+        given: Any = node.args[1:]
         if len(given) == 1 and isinstance(given[0], tuple | list):
-            given = tuple(given[0])
+            given = given[0]
         return given if len(given) == 2 else (None, None)
 
     def names(self, node: Node, n_axes: tuple[int, int]) -> tuple[str, str, str] | None:
@@ -120,6 +165,14 @@ class Einsum(Product):
         if not arrow or any(len(set(own)) < len(own) for own in names):
             return None
         return names[0], names[1], names[2]
+
+
+def _plus(call: Call, product: Axes | None, added: Any) -> Axes | None:
+    """Returns the axes of a product to which something is added."""
+    for i, axis in enumerate(reversed(call.axes.get(added, ())), 1):
+        if product is not None:
+            meet([product[-i], axis], call.node)
+    return product
 
 
 def _tensors(call: Call) -> list[Any]:
@@ -137,15 +190,20 @@ class ScaledDotProduct(Operator):
 
     def flow(self, call: Call) -> Any:
         q, k, v = _tensors(call)
+        nodes = [call.argument(i, name) for i, name in enumerate(QKV)]
         if not (isinstance(q, list) and isinstance(k, list) and isinstance(v, list)):
             return None
-        if "enable_gqa" in call.node.kwargs:
-            return None
+        if call.node.kwargs.get("enable_gqa"):  # several heads of queries for one of the others
+            n = lay.plain(lay.size(q[-3]) // lay.size(k[-3]))
+            k, v = ([*x[:-3], lay.product(x[-3], n), *x[-2:]] for x in (k, v))
         batch = DOTS[: len(q) - 2][::-1]
-        scores = multiplied(call, (q, k), (f"{batch}nk", f"{batch}mk", f"{batch}nm"))
-        for i, axis in enumerate(reversed(call.axes.get(call.argument(3, "attn_mask"), ())), 1):
-            meet([scores[-i], axis], call.node)
-        return multiplied(call, (scores, v), (f"{batch}nm", f"{batch}mv", f"{batch}nv"))
+        scores = multiplied(
+            call, (q, k), (f"{batch}nk", f"{batch}mk", f"{batch}nm"), nodes[:2],
+            by_root=call.argument(6, "scale") is None,
+        )  # fmt: skip
+        _plus(call, scores, call.argument(3, "attn_mask"))
+        names = f"{batch}nm", f"{batch}mv", f"{batch}nv"
+        return multiplied(call, (scores, v), names, [call.node, nodes[2]])
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         shapes = shapes_of(node, read)
@@ -176,15 +234,16 @@ class MultiheadAttention(Operator):
                 lay.join(axes[-1], width)
             else:
                 lay.fix(axes[-1], f"{describe(call.node)} has keys or values of another width")
-        firsts = all(
-            user.target is operator.getitem and user.args[1] == 0 for user in call.node.users
-        )
+        weights = [
+            user
+            for user in call.node.users
+            if not (user.target is operator.getitem and (user.args[1] == 0 or not user.users))
+        ]
         mask = call.axes.get(call.argument(5, "attn_mask"), ())
-        for term in lay.expand(width) if not firsts or len(mask) > 2 else ():
+        for term in lay.expand(width) if weights or len(mask) > 2 else ():
             why = f"{describe(call.node)} has masks, or returns weights, for its heads"
             lay.fix((term.var.factors or (width,))[0], why)
-        weights = call.shape[1]
-        return [*tensors[0][:-1], width], list(map(lay.plain, weights or ()))
+        return [*tensors[0][:-1], width], list(map(lay.plain, call.shape[1] or ()))
 
     def axes(self, module: Any, parameter: torch.Tensor) -> tuple[Axis | None, ...]:
         """Returns what the axes of a parameter are; where it is three in one, of each."""

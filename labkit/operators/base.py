@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -33,6 +33,14 @@ Shape = Sequence[int]
 Path = Sequence[str | int]
 
 
+class Sum(NamedTuple):
+    """A sum over channels; see `Call.sum`."""
+
+    axis: Layout
+    operands: Sequence[tuple[Node, int]]
+    by_root: bool
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of an operator, whose `flow` is asked for.
@@ -45,6 +53,7 @@ class Call:
             one layer share them.
         axes: Those of every tensor of the network so far.
         mixing: What `mix` has collected.
+        sums: What `sum` has collected.
         literals: What `literal` has collected.
         batches: What `batch` has collected.
         heads: Which axes of what it returns are known to be heads, by their indices: a number in
@@ -57,6 +66,7 @@ class Call:
     sides: tuple[Layout, Layout] | None
     axes: Mapping[Node, Any]
     mixing: list[tuple[Layout, bool]] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
     literals: list[tuple[Path, Layout | list[Layout]]] = field(default_factory=list)
     batches: list[Layout] = field(default_factory=list)
     heads: Collection[int] = ()
@@ -83,6 +93,16 @@ class Call:
             averages: Whether channels copied equally often leave what it computes as it is.
         """
         self.mixing.append((axis, averages))
+
+    def sum(self, axis: Layout, operands: Sequence[tuple[Node, int]], *, by_root: bool) -> None:
+        """Says that it sums products of two tensors over channels.
+
+        Args:
+            axis: The channels.
+            operands: The tensors, and which of their axes that is.
+            by_root: Whether it divides by the root of their number.
+        """
+        self.sums.append(Sum(axis, operands, by_root))
 
     def batch(self, axis: Layout) -> None:
         """Says that it does the same for each entry of an axis, as an attention for its heads."""

@@ -54,7 +54,7 @@ class Elementwise(Operator):
         operator.neg, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.pow,
         "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "exp", "log", "abs", "neg", "sqrt",
         "square", "clamp", "clamp_", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
-        "pow", "float", "double", "where", "rsqrt", "sin", "cos", "erf", "addcmul", "addcmul_",
+        "pow", "where", "rsqrt", "sin", "cos", "erf", "addcmul", "addcmul_",
         "addcdiv", "lerp", "masked_fill", "masked_fill_",
     )  # fmt: skip
 
@@ -91,6 +91,17 @@ class Passing(Elementwise):
 
 
 @register_operator
+class Cast(Passing):
+    """Another type or device, which may be that of another tensor."""
+
+    modules = ()
+    functions = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
+
+    def flow(self, call: Call) -> Any:
+        return call.x
+
+
+@register_operator
 class AlphaDropout(Passing):
     """Dropout that turns zeros into other numbers, so that padding would not stay zero."""
 
@@ -118,7 +129,7 @@ class ChannelDropout(Passing):
 class Softmax(Elementwise):
     """Not elementwise, but it keeps the shape and has no parameters, so a width passes through."""
 
-    modules: ClassVar[Modules] = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+    modules: ClassVar[Modules] = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
     functions: ClassVar[Functions] = (
         F.softmax,
         F.log_softmax,
@@ -128,7 +139,8 @@ class Softmax(Elementwise):
     )
 
     def flow(self, call: Call) -> Any:
-        dim = call.module.dim if call.module is not None else call.argument(1, "dim")
+        module: Any = call.module
+        dim = getattr(module, "dim", -3) if module is not None else call.argument(1, "dim")
         call.mix(call.x[1 if dim is None else dim])
         return super().flow(call)
 

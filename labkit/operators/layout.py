@@ -127,7 +127,9 @@ def fix(layout: Iterable[Term], why: str, unknown: bool = False) -> None:
 
 
 def join(a: Layout, b: Layout) -> None:
-    """Makes two axes of equal size one and the same."""
+    """Makes two axes of equal size one and the same; of others it raises a `ValueError`."""
+    if size(a) != size(b):
+        raise ValueError(f"axes of {size(a)} and {size(b)} elements cannot be one")
     rest_a, rest_b = list(a), list(b)
     while rest_a:
         rest_a[:1], rest_b[:1] = expand(rest_a[:1]), expand(rest_b[:1])

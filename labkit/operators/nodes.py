@@ -98,6 +98,11 @@ def describe(node: Node, root: nn.Module | None = None) -> str:
     return f"'{node.name}' ({called})"
 
 
+def called(node: Node) -> str:
+    """Returns the name of the function or method that a node calls, `mul` for `*`."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """Returns an argument of a function, or of a method whose first one is the tensor itself."""
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)

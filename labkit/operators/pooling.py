@@ -14,6 +14,7 @@ from torch.fx import Node
 from labkit.operators import layout as lay
 from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
+from labkit.operators.elementwise import Elementwise
 from labkit.operators.nodes import as_tuple, describe, is_shape, spatial_rank
 
 
@@ -138,6 +139,24 @@ class Extreme(Operator):
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         return math.prod(read[0])
+
+
+@register_operator
+class ExtremeAndIndex(Extreme):
+    """The largest or smallest along an axis, and where it is; or of two tensors."""
+
+    functions = (torch.max, torch.min, "max", "min")
+
+    def flow(self, call: Call) -> Any:
+        if len(call.inputs) > 1:
+            return Elementwise.flow(self, call)  # type: ignore[arg-type]
+        dim = call.argument(1, "dim")
+        if dim is None or lay.free(call.x[dim]):
+            return None  # an index is that of a channel
+        kept = [lay.plain(1)] if call.argument(2, "keepdim", False) else []
+        dim %= len(call.x)
+        axes = [*call.x[:dim], *kept, *call.x[dim + 1 :]]
+        return axes, axes
 
 
 @register_operator

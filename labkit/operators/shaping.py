@@ -200,7 +200,8 @@ class Permute(Moving):
     """Puts axes in another order, or adds axes of size 1."""
 
     functions = (
-        torch.transpose, torch.permute, torch.unsqueeze, "transpose", "permute", "unsqueeze",
+        torch.transpose, torch.permute, torch.unsqueeze, torch.swapaxes, torch.movedim, torch.t,
+        "transpose", "permute", "unsqueeze", "swapaxes", "movedim", "t",
     )  # fmt: skip
 
     def flow(self, call: Call) -> Any:
@@ -348,6 +349,21 @@ class Repeat(Moving):
 
 
 @register_operator
+class RepeatInterleave(Moving):
+    """Each entry of an axis so many times, one after the other."""
+
+    functions = (torch.repeat_interleave, "repeat_interleave")
+
+    def flow(self, call: Call) -> Any:
+        x, n, dim = call.x, call.argument(1, "repeats"), call.argument(2, "dim")
+        if dim is None or not isinstance(n, int):
+            return None
+        repeated = lay.product(x[dim], lay.plain(n))
+        dim %= len(x)
+        return [*x[:dim], repeated, *x[dim + 1 :]]
+
+
+@register_operator
 class Cat(Moving):
     """Tensors side by side on one axis."""
 
@@ -358,6 +374,8 @@ class Cat(Moving):
         parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
         if not all(isinstance(part, list) for part in parts):
             return None
+        # PyTorch leaves out an empty tensor of any shape, as a cache is at first.
+        parts = [part for part in parts if len(part) > 1 or lay.size(part[0])]
         first, *others = parts
         dim = _dim(call.node) % len(first)
         for other in others:

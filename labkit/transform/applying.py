@@ -27,6 +27,8 @@ from labkit.transform.plan import PassConfig, Plan, Resolution, resolve, widths_
 from labkit.transform.tracing import copied
 
 Weights = OneOf["fresh", "keep"]
+# What gives a module the weights that PyTorch starts it with; that of an attention comes last.
+RESETS = ("reset_parameters", "_reset_parameters")
 
 
 def apply(
@@ -104,21 +106,35 @@ def _applied(
             if operator.heads and (heads := after.heads_in(widths)):
                 setattr(layer, operator.heads, heads)
             operator.carry(layer, *places, noise if keep else 0.0)
-            _reset(layer, keep)
+            if not keep:
+                _reset(layer)
         for path, axes in channels.tensors.items():
             sides = [axis for axis in axes if isinstance(axis, Side)]
             if any(group.name in chosen for side in sides for group in side.groups):
                 owner = resized[path] = carry_tensor(new_root, path, axes, chosen)
-                _reset(owner, keep)
+                if not keep and callable(reset := getattr(owner, RESETS[0], None)):
+                    reset()
+    for summed in channels.sums if keep else ():
+        if any(group.name in chosen for group in summed.side.groups):
+            summed.scale(new_root, channels, chosen)
     if not chosen:
         return (new_root if root is model else new_root[0]), []
-    fitted, reasons = fitted_to(new_root, channels, widths)
+    fitted, changes = fitted_to(new_root, channels, widths)
+    reasons = []
+    for change in dict.fromkeys(changes):
+        scaled = next((each for each in channels.sums if change.node in each.scalers), None)
+        if scaled is None or change.factor is None:
+            reasons.append(change.reason)
+        elif keep:
+            scaled.scale(fitted, channels, chosen, change.factor)
     return (fitted if root is model else fitted.get_submodule("0")), reasons
 
 
-def _reset(layer: nn.Module, keep: bool) -> None:
-    if not keep and callable(reset := getattr(layer, "reset_parameters", None)):
-        reset()
+def _reset(model: nn.Module) -> None:
+    for name in RESETS:
+        for module in model.modules():
+            if callable(reset := getattr(module, name, None)):
+                reset()
 
 
 def initialise(model: nn.Module, seed: int) -> nn.Module:
@@ -132,9 +148,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
         The same network.
     """
     with seeded(seed):
-        for module in model.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        _reset(model)
     return model
 
 

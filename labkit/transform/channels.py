@@ -45,6 +45,7 @@ from labkit.transform.graph import (
     unwrapped,
 )
 from labkit.transform.groups import ChannelGroup, Channels, Literal, Mixing, Part, Side, Sizes
+from labkit.transform.sums import Sum, find_sum
 
 
 def find_channels(model: nn.Module | Channels, example_input: Example | None = None) -> Channels:
@@ -284,8 +285,8 @@ class _Walk:
             for call in self.calls
             if isinstance(operator_of(call.node), Reshape | Unflatten)
             for i, (axis, width) in enumerate(itertools.pairwise(self.axes[call.node]))
-            if lay.size(axis) > 1 and lay.free(width) and vars & {t.var for t in lay.expand(axis)}
-            if not self.heads or lay.free(axis)
+            if lay.size(axis) > 1 and vars & {t.var for t in lay.expand(axis)}
+            if lay.free(axis) or (lay.free(width) and not self.heads)
         )
 
     def layers(self) -> Iterator[_Layer]:
@@ -351,6 +352,14 @@ class _Walk:
             for axis, averages in call.mixing
             if lay.free(axis)
         )
+        sums: dict[str, Sum] = {}  # by layer: the graph of training has the same
+        for call in self.calls:
+            for summed in (each for each in call.sums if lay.free(each.axis)):
+                side = side_of(summed.axis)
+                if (found := find_sum(call.node, summed, side)) is not None:
+                    sums[found.path] = found
+                else:
+                    mixing += (Mixing(describe(call.node), side, averages=False),)
 
         def sizes(axes: list[Layout]) -> Sizes:
             return tuple(side_of(a) if lay.free(a) else lay.size(a) for a in axes)
@@ -364,7 +373,7 @@ class _Walk:
         tensors = {path: sizes(axes) for path, axes in self.tensors.items()}
         return Channels(
             tuple(self.graphs), example_input, tuple(order), inputs, outputs, literals, mixing,
-            shapes, tensors, self.only_code, n_parameters,
+            tuple(sums.values()), shapes, tensors, self.only_code, n_parameters,
         )  # fmt: skip
 
 

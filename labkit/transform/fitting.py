@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,9 +17,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
-from labkit.operators.nodes import Option, argument_at, describe, is_shape
+from labkit.operators.nodes import Option, argument_at, called, describe, is_shape
 from labkit.transform.graph import trace
 from labkit.transform.groups import Channels, Copies, Literal, Side, Sizes, size_in
+from labkit.transform.sums import DIVISIONS, PRODUCTS
 from labkit.transform.tracing import assembled
 
 
@@ -42,9 +43,23 @@ def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn
     return owner
 
 
+class Change(NamedTuple):
+    """What a network's code does otherwise under other widths.
+
+    Attributes:
+        reason: It in words.
+        node: The call that has another number, by its name.
+        factor: What undoes it, where that multiplies or divides by the number.
+    """
+
+    reason: str
+    node: str = ""
+    factor: float | None = None
+
+
 def fitted_to(
     model: nn.Module, channels: Channels, widths: Mapping[str, int]
-) -> tuple[nn.Module, list[str]]:
+) -> tuple[nn.Module, list[Change]]:
     """Returns a network with the numbers in its code that the widths of its layers ask for.
 
     Args:
@@ -54,7 +69,7 @@ def fitted_to(
 
     Returns:
         The same network where its code reads sizes off tensors or attributes, otherwise a
-        `GraphModule`; and a sentence for each number or branch of its code that became another.
+        `GraphModule`; and each number or branch of its code that became another.
 
     Raises:
         LabkitError: The code does not work with these widths.
@@ -100,7 +115,7 @@ class _Comparison:
 
     def __init__(self, model: nn.Module, channels: Channels, widths: Mapping[str, int]):
         self.wrong: str | None = None
-        self.reasons: list[str] = []
+        self.reasons: list[Change] = []
         for i, graph in enumerate(channels.graphs):
             try:
                 new = trace(model, channels.example_input, training=i > 0)
@@ -121,7 +136,7 @@ class _Comparison:
         nodes, new_nodes = list(graph.graph.nodes), list(new_graph.graph.nodes)
         for node, new in zip(nodes, new_nodes):
             if (node.op, str(node.target)) != (new.op, str(new.target)):
-                self.reasons.append(f"the code takes another way at {describe(node)}")
+                self.reasons.append(Change(f"the code takes another way at {describe(node)}"))
                 nodes, new_nodes = nodes[-1:], new_nodes[-1:]
                 break
         for node, new in zip(nodes, new_nodes):
@@ -139,7 +154,13 @@ class _Comparison:
                 known = any(path[: len(each.path)] == each.path for each in own)
                 if not known and isinstance(value, int | float) and value != after.get(path):
                     change = f"{value:g} became {after.get(path)}"
-                    self.reasons.append(f"{describe(node)} has a number of the widths: {change}")
+                    reason = f"{describe(node)} has a number of the widths: {change}"
+                    ratio = value / after[path] if value and after.get(path) else None
+                    if ratio and called(node) in DIVISIONS and path == ("args", 1):
+                        ratio = 1 / ratio
+                    elif called(node) not in PRODUCTS:
+                        ratio = None
+                    self.reasons.append(Change(reason, node.name, ratio))
 
 
 def _leaves(node: Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, _symbolic_trace
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import is_lazy
 
@@ -83,10 +85,11 @@ def trace(
         return model
     model = rooted(model)
     try:
-        try:
-            return _trace(model, example_input, training, _without_elements)
-        except Exception:  # some code changes its parameters
-            return _trace(model, example_input, training, torch.clone)
+        # Some code changes its parameters, and some functions cannot be traced into.
+        for copy_of, through in ((_without_elements, True), (torch.clone, True)):
+            with contextlib.suppress(Exception):
+                return _trace(model, example_input, training, copy_of, through)
+        return _trace(model, example_input, training, torch.clone, through=False)
     except LabkitError:
         raise
     # Tracing runs the user's own forward function, which may raise anything.
@@ -107,11 +110,14 @@ def _trace(
     example_input: Example | None,
     training: bool,
     copy_of: Callable[[torch.Tensor], torch.Tensor],
+    through: bool,
 ) -> GraphModule:
     with _tracing:
         shadow = copied(model, copy_of).train(training)
         tracer = LabkitTracer(None if example_input is None else _batches(example_input, model))
-        graph = tracer.trace(shadow)
+        # What torch.fx.wrap was told of, such as stochastic depth, is traced into, too.
+        with mock.patch.dict(_symbolic_trace._wrapped_fns_to_patch, clear=through):
+            graph = tracer.trace(shadow)
     constants = {name: tensor for name, tensor in vars(shadow).items() if name.startswith(CONSTANT)}
     return assembled(model, graph, tracer.known, constants)
 

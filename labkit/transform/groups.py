@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from torch.fx import GraphModule, Node
 
 from labkit.operators.base import operator_of
 from labkit.transform.graph import Example, layer_nodes
+
+if TYPE_CHECKING:
+    from labkit.transform.sums import Sum
 
 # Name of a group → `[units]`: which of its units (`multiple` channels) each new one copies.
 Copies = Mapping[str, torch.Tensor]
@@ -186,6 +190,7 @@ class Channels:
         outputs: fx name of a layer → its output channels.
         literals: Numbers in the network's code that follow a width.
         mixing: What copied channels may change the result of.
+        sums: Sums over channels which stay as they are, since a layer before them is divided.
         sizes: For each graph, fx name of each node that is a tensor → the size of each of its axes,
             for two rows: a side where it follows some width.
         tensors: The same of the parameters and buffers that the code uses by itself, by path.
@@ -200,6 +205,7 @@ class Channels:
     outputs: Mapping[str, Side]
     literals: tuple[Literal, ...]
     mixing: tuple[Mixing, ...]
+    sums: tuple[Sum, ...]
     sizes: tuple[Mapping[str, Sizes], ...]
     tensors: Mapping[str, Sizes]
     only_code: str | None

@@ -1,15 +1,19 @@
 """Attention: heads, their width, the embedding and the MLP are widths of their own."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
+from labkit.transform.applying import apply, channel_multiplier_transform_pass, initialise
 from labkit.transform.channels import find_channels
 from labkit.transform.cost import total_cost
+from labkit.transform.plan import resolve
 from tests.operators.widening import products, trained, widened
 
 random = torch.Generator().manual_seed(0)
@@ -31,7 +35,7 @@ class Attention(nn.Module):
         b, n, _ = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, self.each).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        scores = (q @ k.transpose(-2, -1)) * 0.5
+        scores = (q @ k.transpose(-2, -1)) * self.each**-0.5
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1))
 
 
@@ -94,7 +98,9 @@ class Wrapped(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         others = [self.context(x)] * (self.n_inputs - 1)
         y = self.layer(self.embed(x), *others)
-        return self.out(y[0] if isinstance(self.layer, nn.MultiheadAttention) else y)
+        if isinstance(self.layer, nn.MultiheadAttention):
+            y, _ = y
+        return self.out(y)
 
 
 def heads(**options: Any) -> nn.Module:
@@ -137,7 +143,9 @@ def test_it_computes_the_same_with_more_heads(name: str, multiplier: float) -> N
 def test_each_of_its_widths_can_change(name: str, multiplier: float) -> None:
     """Also that of a head, over which scores sum."""
     build, x = CASES[name]
-    widened(trained(build()), x, multiplier, groups=True)
+    info = widened(trained(build()), x, multiplier, groups=True)
+    if multiplier == 2 or (multiplier > 1 and name in ("fused", "separate")):
+        assert not info.inexact
 
 
 def test_the_groups_are_those_of_the_architecture() -> None:
@@ -195,3 +203,44 @@ def test_returned_weights_are_those_of_the_heads_that_it_has() -> None:
     model = trained(Weights())
     assert {group.name for group in find_channels(model, X).free} == {"embed"}
     widened(model, X, 2)
+
+
+def test_fresh_weights_are_drawn_as_pytorch_draws_them() -> None:
+    model = Wrapped(nn.MultiheadAttention(16, 4, batch_first=True), 3)
+    nn.init.zeros_(model.layer.in_proj_weight)
+    request = {"config": {"name": "output_only", "channel_multiplier": 4}}
+    config = {"by": "type", "default": {"config": {"name": None}}, "multiheadattention": request}
+    new = apply(model, resolve(model, config, example_input=X.float()), example_input=X.float())
+    other = initialise(copy.deepcopy(new), seed=1)
+    limit = (6 / (64 + 3 * 64)) ** 0.5
+    for each in (new, other):
+        weights: torch.Tensor = each.layer.in_proj_weight
+        assert weights.std().item() == pytest.approx(limit / 3**0.5, rel=0.05)
+        assert weights.abs().max() <= limit
+        assert not each.layer.out_proj.bias.any()
+    assert not torch.equal(new.layer.in_proj_weight, other.layer.in_proj_weight)
+
+
+def test_a_function_that_was_wrapped_is_traced_into() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), Dropping(), nn.Linear(8, 3))
+    info = widened(trained(model), X, 2)
+    assert "0" in find_channels(model, X).free[0].name
+    assert not info.inexact
+    new, _ = channel_multiplier_transform_pass(
+        model, {"by": "type", "default": {"config": {"name": None}}}, example_input=X
+    )
+    assert not torch.equal(new.train()(X), new.eval()(X))  # it still drops
+
+
+def dropped(x: torch.Tensor, training: bool) -> torch.Tensor:
+    return x * torch.rand(x.shape[0], 1, 1) if training else x
+
+
+torch.fx.wrap("dropped")
+
+
+class Dropping(nn.Module):
+    """As stochastic depth is written."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return dropped(x, self.training)

@@ -48,7 +48,8 @@ def widened(
     assert any(width != group.width for (_, width), group in zip(
         info.plan.widths, find_channels(model, x).free
     ))  # fmt: skip
-    y, z = model(x), new.eval()(x)
+    with torch.no_grad():
+        y, z = model(x), new.eval()(x)
     assert z.shape == y.shape
     if multiplier > 1:
         exact = float((z - y).norm() / y.norm()) < 1e-9
