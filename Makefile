@@ -6,6 +6,7 @@
 # make faults   kill searches at every moment, and see that nothing is lost: SEED
 # make mutants  see whether tests notice small changes to the code: SAMPLE, SEED, PACKAGES
 # make fuzz     give labkit thousands of bad inputs: CASES, SEED
+# make audit    ask for known vulnerabilities of the pinned versions; needs a network
 # make lock     pin the newest versions that pyproject.toml allows
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ SAMPLE ?= 60
 CASES ?= 12000
 SEED ?= 0
 
-.PHONY: search lab test docs lowest mutants faults fuzz lock
+.PHONY: search lab test docs lowest mutants faults fuzz audit lock
 
 search: .venv/installed
 	.venv/bin/labkit search configs/jsc_toy.toml
@@ -65,10 +66,14 @@ lowest: .venv/installed-for-tests
 fuzz: .venv/installed-for-tests
 	.venv/bin/python -m tests.fuzz --cases $(CASES) $(if $(filter command,$(origin SEED)),--seed $(SEED))
 
+audit: .venv/installed-for-tests
+	.venv/bin/uv tool run pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' '.[$(EXTRAS)]'
 	.venv-lock/bin/python -m pip freeze --exclude labkit | sed 's/+cpu$$//' > constraints.txt
 	.venv-lock/bin/python tools/conda_environment.py > environment.yml
+	.venv-lock/bin/python tools/licences.py > docs/licences.md
 	rm -rf .venv-lock

@@ -22,6 +22,7 @@ from labkit.study.search import Search as Search
 from labkit.study.search import search as search
 from labkit.study.space import count as count
 from labkit.study.space import register_space as register_space
+from labkit.study.verification import verify as verify
 from labkit.training import TrainSettings as TrainSettings
 from labkit.training import evaluate as evaluate
 from labkit.training import train as train

@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        0 on success, 1 where no trial finished, 2 on bad input; 130 after Ctrl-C, and so on with
-        128 and the number of other signals.
+        0 on success, 1 where no trial finished or what was verified does not agree, 2 on bad input;
+        130 after Ctrl-C, and so on with 128 and the number of other signals.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(run=_replicate)
     _add_executors(again)
 
+    check = commands.add_parser("verify", help="train a network of the front again, and compare")
+    check.add_argument("folder", type=Path, metavar="FOLDER")
+    check.add_argument("--trial", type=int, metavar="N", help="by default the most accurate")
+    check.add_argument("--trust", action="store_true", help=trust)
+    check.set_defaults(run=_verify)
+
     browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
     browse.add_argument("folder", type=Path, metavar="FOLDER")
     browse.add_argument("--port", type=int, metavar="N", help="by default a free one")
@@ -125,6 +131,12 @@ def _replicate(arguments: argparse.Namespace) -> int:
         results = search.replicate(arguments.seeds)
     print(results.best_markdown())
     return _ended(results)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    verification = labkit.verify(arguments.folder, arguments.trial, trust=arguments.trust)
+    print(verification.message)
+    return 0 if verification.agrees else 1
 
 
 def _ended(results: "labkit.Results") -> int:

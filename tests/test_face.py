@@ -19,7 +19,7 @@ FACE = {
     *("channel_multiplier_transform_pass", "dashboard", "evaluate", "find_channels", "get_model"),
     *("layer_table", "linear_multiplier_transform_pass", "load_best", "load_config", "load_data"),
     *("plots", "register_operator", "register_runner", "register_space", "resolve", "search"),
-    *("report_graph_analysis_pass", "total_cost", "train", "train_stack"),
+    *("report_graph_analysis_pass", "total_cost", "train", "train_stack", "verify"),
 }
 HEAVY = {
     *("torch", "plotly", "pandas", "sklearn", "scipy", "optuna", "ipywidgets", "IPython"),

@@ -1,5 +1,6 @@
 """The project's files agree with each other."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -66,6 +67,23 @@ def test_conda_gets_the_same_versions(pinned: dict[str, str]) -> None:
     *conda, pip = yaml.safe_load(written)["dependencies"]
     assert {"python=3.11", f"pytorch={pinned['torch']}", f"ruff={pinned['ruff']}"} <= set(conda)
     assert f"thop=={pinned['thop']}" in pip["pip"]
+
+
+@pytest.mark.skipif(Path(sys.prefix).name != ".venv", reason="only make's environment is pinned")
+def test_what_is_installed_is_what_is_pinned(pinned: dict[str, str]) -> None:
+    installed = {name: importlib.metadata.version(name) for name in pinned}
+    changed = {
+        n: v for n, v in installed.items() if Version(Version(v).public) != Version(pinned[n])
+    }
+    assert changed == {}
+    assert python(ROOT / "tools" / "licences.py") == (ROOT / "docs" / "licences.md").read_text()
+
+
+def test_every_pinned_package_has_a_licence(pinned: dict[str, str]) -> None:
+    lines = (ROOT / "docs" / "licences.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
+    assert {canonicalize_name(name): version for name, version, _ in rows} == pinned
+    assert all(licence for *_, licence in rows)
 
 
 def test_users_are_not_bound_from_above(project: dict[str, Any]) -> None:

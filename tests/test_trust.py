@@ -38,6 +38,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "results": lambda folder: labkit.Results.from_study(open_study(folder)).front_table(),
     "dashboard": lambda folder: labkit.dashboard(folder).stop(),
     "panel": lambda folder: labkit.StudyPanel(folder).close(),
+    "verify": lambda folder: labkit.verify(folder, progress=False),
     "replicate": lambda folder: main(["replicate", str(folder), "--seeds", "1"]),
 }
 Change = Callable[[dict[str, Any]], object]

@@ -1,5 +1,6 @@
 """All figures of a search on one page, which needs no network."""
 
+import html
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -9,6 +10,7 @@ from labkit.show.style import title
 from labkit.show.tables import html_table
 from labkit.study.files import write
 from labkit.study.results import Results
+from labkit.study.runs import read_runs
 
 STYLE = "body {font-family: sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em}"
 CURVES = 20  # of the front's networks, at most: more could not be told apart
@@ -32,12 +34,17 @@ def figures(results: Results) -> list[go.Figure]:
 
 
 def write_page(results: Results, path: Path) -> None:
-    """Writes the table of the front and all figures as one HTML file, plotly.js included."""
+    """Writes the table of the front, all figures and the latest run of the file's folder.
+
+    It is one HTML file, plotly.js included.
+    """
     heading = title(results)
     drawn = (
         figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
         for i, figure in enumerate(figures(results))
     )
+    latest = read_runs(path.parent)[-1:]
+    foot = ", ".join(f"{key} {value}" for run in latest for key, value in run.items())
     page = f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{heading["text"]}</title><style>{STYLE}</style></head>
@@ -47,6 +54,7 @@ def write_page(results: Results, path: Path) -> None:
 <h2>The Pareto front</h2>
 {html_table(results.front_table())}
 {"".join(drawn)}
+<footer><small>{html.escape(foot)}</small></footer>
 </body>
 </html>
 """

@@ -102,10 +102,14 @@ class Executor(ABC):
 
 
 class LocalExecutor(Executor):
-    """Trains in this process: together, as one padded network, where that works and is faster."""
+    """Trains in this process: together, as one padded network, where that works and is faster.
 
-    def __init__(self) -> None:
-        self._stackable: bool | None = None  # whether it works and is faster, once that is known
+    Args:
+        stackable: Whether it is; by default it is measured.
+    """
+
+    def __init__(self, stackable: bool | None = None) -> None:
+        self._stackable = stackable
         self.why_alone: str | None = None  # where it does not, or is not
 
     @property
@@ -175,7 +179,10 @@ class LocalExecutor(Executor):
             if one.failure is not None:
                 yield _failed(candidate, one.failure)
             else:
-                yield Outcome(candidate, one.history, one.model.state_dict(), network=one.model)
+                yield Outcome(
+                    candidate, one.history, one.model.state_dict(), network=one.model,
+                    stack=candidates,
+                )  # fmt: skip
 
     def _is_faster(self, task: Task, networks: Sequence[nn.Module]) -> bool:
         """Returns whether networks train faster in a stack, by a few steps of the first ones."""

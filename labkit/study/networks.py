@@ -19,7 +19,7 @@ from labkit.errors import LabkitError, in_words
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
 from labkit.study.files import write
-from labkit.study.record import Metrics, Record, Trial
+from labkit.study.record import Candidate, Metrics, Outcome, Record, Trial
 from labkit.study.results import Results
 from labkit.study.studies import open_study
 from labkit.transform import Channels, Plan, apply, get_model
@@ -48,10 +48,10 @@ class FrontNetworks:
         self._input_shape = list(input_shape)
         self._in_memory: dict[int, tuple[Plan, Mapping[str, torch.Tensor]]] = {}
 
-    def keep(self, number: int, record: Record, weights: Mapping[str, torch.Tensor]) -> None:
-        """Keeps the network of a trial."""
+    def keep(self, number: int, record: Record, trained: Outcome) -> None:
+        """Keeps the network of a trial, and how it was trained, of which its last digits depend."""
         if self._folder is None:
-            self._in_memory[number] = record.plan, weights
+            self._in_memory[number] = record.plan, trained.weights
             return
         best = self._folder / "best"
         best.mkdir(exist_ok=True)
@@ -61,10 +61,12 @@ class FrontNetworks:
             "input_shape": self._input_shape,
             "software_metrics": record.software_metrics,
             "hardware_metrics": record.hardware_metrics,
+            "threads": trained.threads,
+            "stack": [{"plan": c.plan.to_dict(), "seed": c.seed} for c in trained.stack],
         }
         write(best / f"trial_{number}.json", json.dumps(description, indent=2) + "\n")
         # The weights come last: they are what says that a network is there.
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in trained.weights.items()}
         write(best / f"trial_{number}.safetensors", safetensors.torch.save(tensors))
 
     def missing(self, front: Iterable[Trial]) -> list[Trial]:
@@ -162,6 +164,13 @@ def _trained(folder: Path) -> dict[int, Metrics]:
         return described
 
 
+class _Trained(Table):
+    """A candidate, as a file names it."""
+
+    plan: dict[str, int]
+    seed: int
+
+
 class _Description(Table):
     """What `trial_N.json` holds."""
 
@@ -170,12 +179,21 @@ class _Description(Table):
     input_shape: list[PositiveInt]
     software_metrics: dict[str, FiniteFloat]
     hardware_metrics: dict[str, FiniteFloat]
+    threads: PositiveInt = 1
+    stack: tuple[_Trained, ...] = ()
 
 
 def _description(folder: Path, number: int) -> _Description:
     path = readable("folder", folder / "best" / f"trial_{number}.json")
     with in_words(f"folder: {str(path)!r} cannot be read"):
         return checked(_Description, path.read_bytes(), path.name)
+
+
+def stack_of(folder: Path, number: int) -> tuple[int, list[Candidate]]:
+    """Returns how many threads trained a network of the front, and the networks of its stack."""
+    description = _description(folder, number)
+    stack = [Candidate(Plan(tuple(one.plan.items())), one.seed) for one in description.stack]
+    return description.threads, stack
 
 
 def _is_whole(folder: Path, trial: Trial) -> bool:

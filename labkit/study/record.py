@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -73,6 +73,8 @@ class Outcome:
         weights: Its state dict, trained.
         failure: Why its training failed, or `None`.
         network: The trained network itself, where it was trained in this process.
+        stack: The candidates that were trained as one network with it, itself among them.
+        threads: Of torch, where it was trained.
     """
 
     candidate: Candidate
@@ -80,6 +82,8 @@ class Outcome:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     failure: Failure | None = None
     network: nn.Module | None = None
+    stack: Sequence[Candidate] = ()
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"network": None}  # its weights are enough

@@ -32,6 +32,7 @@ from labkit.study.networks import FrontNetworks
 from labkit.study.pool import as_executor
 from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results
+from labkit.study.runs import add_run
 from labkit.study.session import session
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import as_url, named
@@ -225,6 +226,7 @@ class Search:
                 self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
                 write_config(self.config, self.folder)
+                add_run(self.folder, self.config.seed, self.experiment.data)
                 if not self.store.shared:  # others may be writing
                     remove_unfinished(self.folder)
             try:
@@ -250,7 +252,7 @@ class Search:
         for outcome in self._trainer.again({one: t.number for one, t in missing.items()}):
             if outcome.failure is None:
                 trial = missing[outcome.candidate]
-                self._networks.keep(trial.number, trial.record, outcome.weights)
+                self._networks.keep(trial.number, trial.record, outcome)
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():

@@ -191,7 +191,7 @@ class Trainer:
                 record = record.model_copy(update={"trained_in": number})
             joins = bool(outcomes) and values is not None and self._store.is_on_front(values)
             if joins:
-                self._networks.keep(number, record, outcomes[0].weights)
+                self._networks.keep(number, record, outcomes[0])
             trial = self._store.tell(proposal, record, values)
             if joins:  # which may have pushed others off
                 self._networks.drop_others(trial.number for trial in self._store.front)

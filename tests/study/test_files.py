@@ -18,9 +18,9 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.files import remove_unfinished, write, write_results
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
-from labkit.study.record import Record
+from labkit.study.record import Candidate, Outcome, Record
 from labkit.study.search import search
-from labkit.transform import find_channels
+from labkit.transform import Plan, find_channels
 from tests.study.conftest import results, trial
 
 
@@ -138,7 +138,8 @@ def test_networks_leave_with_the_front(tmp_path: Path, in_memory: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     kept = FrontNetworks(None if in_memory else tmp_path, model, find_channels(model), (3,))
     for number in range(3):
-        kept.keep(number, Record(widths={"_0": 4}), model.state_dict())
+        trained = Outcome(Candidate(Plan((("_0", 4),)), 0), weights=model.state_dict())
+        kept.keep(number, Record(widths={"_0": 4}), trained)
     kept.drop_others([0, 2])
     x = torch.randn(5, 3)
     for number in (0, 2):

@@ -11,7 +11,7 @@ from labkit.errors import LabkitError
 from labkit.study.config import load_config, simple_tables
 from labkit.study.files import write_config
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
-from labkit.study.record import Record
+from labkit.study.record import Candidate, Outcome, Record
 from labkit.transform import Plan, apply, find_channels
 from tests.study.conftest import trial
 
@@ -30,7 +30,11 @@ def keep(folder: Path | None, *accuracies: float | None) -> tuple[FrontNetworks,
         record = Record(
             widths=plan.to_dict(), software_metrics=metrics, hardware_metrics={"latency": 2.0}
         )
-        kept.keep(number, record, networks[-1].state_dict())
+        kept.keep(
+            number,
+            record,
+            Outcome(Candidate(plan, 0), weights=networks[-1].state_dict(), threads=2),
+        )
     return kept, networks
 
 
@@ -64,6 +68,8 @@ def test_a_plan_lies_beside_its_weights(tmp_path: Path) -> None:
         "input_shape": [3],
         "software_metrics": {"accuracy": 0.5},
         "hardware_metrics": {"latency": 2.0},
+        "threads": 2,
+        "stack": [],
     }
 
 
