@@ -113,7 +113,7 @@ def _search(arguments: argparse.Namespace) -> int:
     results = search.run()
     print(results.counts())
     print(results.best_markdown())
-    print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, study.db, best/")
+    print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, best/")
     return _ended(results)
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from labkit import names
 from labkit.data import Dataset, load_data
+from labkit.data.loading import names_file
 from labkit.errors import LabkitError, in_words
 from labkit.operators import register_operator
 from labkit.study import fingerprint
@@ -61,6 +63,11 @@ class Experiment:
         ]
         self.model = get_model(model if model is not None else config.model)
         if data is None:
+            if names_file(config.dataset, place := Path(config.dataset)) and not place.exists():
+                raise LabkitError(
+                    f"dataset: there is no file {config.dataset!r}; correct it in the TOML (a "
+                    "study knows its data by what they hold), or give data="
+                )
             data = load_data(config.dataset, label=config.label)
         with in_words("model: it cannot be trained"):
             check_fit(self.model.cpu(), data, self.training)

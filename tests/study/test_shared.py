@@ -149,6 +149,22 @@ def test_two_drivers_measure_each_network_once(postgres: Postgres, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_drivers_with_a_sampler_look_up_what_others_trained(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url, logs = postgres.database("sampled"), [tmp_path / "a", tmp_path / "b"]
+    drivers = [start(url, log, sampler="tpe", n_trials=30) for log in logs]
+    for driver, log in zip(drivers, logs):
+        assert driver.wait(LIMIT) == 0, Path(f"{log}.err").read_text()
+    study = optuna.load_study(study_name="many", storage=storage.open_storage(url))
+    records = [trial.record for trial in Results.from_study(study).records]
+    assert 30 <= len(records) <= 30 + 2 * 4  # what both asked for at one moment
+    trained = [record.plan for record in records if record.source == Source.TRAINED]
+    assert len(set(trained)) == len(trained) == sum(len(lines(log)) for log in logs)
+    assert {record.plan for record in records} == set(trained)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgres", "proxy"])
 def test_what_a_killed_driver_had_is_measured_by_another(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
