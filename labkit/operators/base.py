@@ -210,7 +210,7 @@ class Operator:
         """Returns how many parameters a layer has with other widths."""
         groups = self.groups(module)
         return sum(
-            resized(parameter.shape, self.tensors.get(name, ()), n_in, n_out, groups)
+            math.prod(resized(parameter.shape, self.tensors.get(name, ()), n_in, n_out, groups))
             for name, parameter in module.named_parameters()
         )
 

@@ -16,7 +16,7 @@ from labkit.operators import layout as lay
 from labkit.operators.base import Axes, Call, Functions, Layer, Modules, Operator, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, at_zero, folded
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import describe
+from labkit.operators.nodes import Size, argument, as_tuple, describe
 from labkit.operators.weights import OUT
 
 
@@ -30,6 +30,24 @@ def meet(axes: Sequence[Layout], node: Node) -> Layout:
     for axis in others:
         lay.join(first, axis)
     return first
+
+
+DIVISIONS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+
+
+def is_mean(node: Node) -> bool:
+    """Whether a call divides a sum over an axis by the size of that axis."""
+    if node.target not in DIVISIONS or len(node.args) < 2:
+        return False
+    total, size = node.args[:2]
+    if not (isinstance(total, Node) and isinstance(size, Size) and size.axis is not None):
+        return False
+    source, dim = size.axis
+    return (
+        total.target in (torch.sum, "sum")
+        and total.args[0] is source
+        and as_tuple(argument(total, 1, "dim")) in ((dim,), (dim - len(source.meta["shape"]),))
+    )
 
 
 @register_operator
@@ -62,6 +80,9 @@ class Elementwise(Operator):
         """Joins the axes that meet, aligned at the last one; those of size 1 are broadcast."""
         if not all(isinstance(axes, list) for axes in call.inputs):
             return None
+        if call.node.target in DIVISIONS and is_mean(call.node):
+            node, dim = call.node.args[1].axis  # type: ignore[union-attr]
+            call.literal(("args", 1), call.axes[node][dim])
         result: Axes = []
         for i in range(1, max(map(len, call.inputs)) + 1):
             result.insert(0, meet([axes[-i] for axes in call.inputs if len(axes) >= i], call.node))
@@ -85,7 +106,8 @@ class Passing(Elementwise):
 
     modules: ClassVar[Modules] = (nn.Identity, nn.Dropout)
     functions: ClassVar[Functions] = (
-        F.dropout, torch.clone, torch.detach, "contiguous", "clone", "detach",
+        F.dropout, torch.clone, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like,
+        torch.rand_like, torch.randn_like, torch.empty_like, "contiguous", "clone", "detach",
     )  # fmt: skip
     flops_each = 0
 

@@ -137,5 +137,5 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 def spatial_rank(called: Any) -> int:
     """Returns how many last axes a layer or function works on: 2 for `Conv2d`, as its name says."""
     named = type(called).__mro__ if isinstance(called, nn.Module) else (called,)
-    found = (re.search(r"(\d)d$", each.__name__) for each in named)
+    found = (re.search(r"(\d)d(_with_indices)?$", each.__name__) for each in named)
     return next(int(match[1]) for match in found if match)

@@ -14,7 +14,7 @@ from torch.fx import Node
 from labkit.operators import layout as lay
 from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Shape, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
-from labkit.operators.elementwise import Elementwise
+from labkit.operators.elementwise import Elementwise, is_mean
 from labkit.operators.nodes import as_tuple, describe, is_shape, spatial_rank
 
 
@@ -29,12 +29,18 @@ class Spatial(Operator):
         return spatial_rank(call.module or call.node.target)
 
     def flow(self, call: Call) -> Any:
-        if not isinstance(call.x, list) or not is_shape(call.shape):
+        x, *others = call.inputs
+        if not all(isinstance(axes, list) for axes in call.inputs):
             return None
-        kept: Axes = call.x[: len(call.x) - self.rank(call)]
-        if any(map(lay.free, call.x[len(kept) :])):
+        kept: Axes = x[: len(x) - self.rank(call)]
+        if any(map(lay.free, x[len(kept) :])):
             return None
-        return [*kept, *map(lay.plain, call.shape[len(kept) :])]
+        for other in others:  # the places that the values were at
+            for axis, own in zip(kept, other):
+                lay.join(axis, own)
+        shapes = [call.shape] if is_shape(call.shape) else call.shape
+        axes = [[*kept, *map(lay.plain, shape[len(kept) :])] for shape in shapes]
+        return axes[0] if is_shape(call.shape) else tuple(axes)
 
 
 @register_operator
@@ -44,13 +50,16 @@ class Pooling(Spatial):
     modules: ClassVar[Modules] = (
         nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
         nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d,
-        nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+        nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d,
     )  # fmt: skip
     functions: ClassVar[Functions] = (
         F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d,
         F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.max_pool1d, torch.max_pool2d,
-        torch.max_pool3d,
+        torch.max_pool3d, F.max_pool1d_with_indices, F.max_pool2d_with_indices,
+        F.max_pool3d_with_indices, F.adaptive_max_pool1d_with_indices,
+        F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices, F.max_unpool1d,
+        F.max_unpool2d, F.max_unpool3d,
     )  # fmt: skip
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
@@ -166,6 +175,10 @@ class Sum(Extreme):
     averages = False
     functions = (torch.sum, "sum")
 
+    def flow(self, call: Call) -> Any:
+        by_hand = all(map(is_mean, call.node.users))
+        return MEAN.flow(call) if by_hand else super().flow(call)
+
 
 @register_operator
 class Mean(Extreme):
@@ -180,3 +193,6 @@ class Mean(Extreme):
             raise NotStackable(f"{describe(node)} does more than average over spatial axes")
         mean = stack.call(torch.mean, x.node, list(range(2, len(shape))))
         return Stacked(stack.call(flattened, mean, stack.size), x.real, spatial=False)
+
+
+MEAN = Mean()

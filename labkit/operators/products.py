@@ -103,11 +103,12 @@ class Convolution(Layer):
         return ndim - 1 - spatial_rank(module)
 
     def example(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = module._parameters.get("weight")  # otherwise something computes it
         fits = x.ndim == spatial_rank(module) + 2 and x.shape[1] == module.in_channels
-        if not fits or x.dtype != module.weight.dtype:
+        if weight is None or not fits or x.dtype != weight.dtype:
             return module(x)  # which fails, or knows what to do
         thin: Any = copy.copy(module)  # of one channel
-        vars(thin).update(groups=1, _parameters={"weight": module.weight[:1, :1], "bias": None})
+        vars(thin).update(groups=1, _parameters={"weight": weight[:1, :1], "bias": None})
         y = thin(x[:, :1])
         return y.new_empty((len(y), module.out_channels, *y.shape[2:]))
 

@@ -95,7 +95,7 @@ class Reshape(Moving):
                 kept = len(axes) == len(after) == 1
                 result += axes if kept else map(lay.plain, shape[after.start : after.stop])
                 continue
-            if before.start == 0:
+            if before.start == 0 and call.node.meta["batched"]:
                 return None  # channels fold into the batch
             merged = lay.product(*axes)
             if merged is None:

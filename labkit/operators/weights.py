@@ -8,7 +8,6 @@ arXiv:1511.05641).
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +34,9 @@ def carried(
     Of several groups it is `[groups · rows, columns, …]`: a block of rows, with columns of its own,
     for each. Noise is added to what writes a channel whose original has a copy before it.
     """
+    if tensor.is_meta:
+        n_in, n_out = len(inputs), len(outputs)
+        return tensor.new_empty(resized(tensor.shape, axes, n_in, n_out, groups))
     share = 1 / inputs.bincount()[inputs].to(tensor.dtype)
     written = OUT if OUT in axes else EACH
     blocks = []
@@ -54,7 +56,14 @@ def carried(
         if noise:
             part = part + noise * tensor.std() * torch.randn_like(part) * copied
         blocks.append(part)
-    return torch.cat(blocks)
+    return torch.cat(blocks).contiguous(memory_format=layout_of(tensor))
+
+
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """Returns how a tensor lies in memory: its channels last, or by its axes."""
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    is_by_axes = not last or tensor.is_contiguous()
+    return torch.contiguous_format if is_by_axes else torch.channels_last
 
 
 def _copied(chosen: Tensor) -> Tensor:
@@ -65,10 +74,12 @@ def _copied(chosen: Tensor) -> Tensor:
     return first[chosen] != places
 
 
-def resized(shape: Sequence[int], axes: Tensors, n_in: int, n_out: int, groups: int = 1) -> int:
-    """Returns how many elements a layer's tensor has for other widths."""
+def resized(
+    shape: Sequence[int], axes: Tensors, n_in: int, n_out: int, groups: int = 1
+) -> list[int]:
+    """Returns the shape that a layer's tensor has for other widths."""
     sizes = list(shape)
     for dim, axis in enumerate(axes):
         if axis is not None:
             sizes[dim] = (n_out if axis is OUT else n_in) // (groups if dim else 1)
-    return math.prod(sizes)
+    return sizes

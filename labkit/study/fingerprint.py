@@ -50,7 +50,7 @@ def network_identity(channels: Channels, *, with_weights: bool = False) -> dict[
         with_weights: Whether training starts from its parameters, and not from fresh ones.
     """
     traced = channels.traced
-    parts = {"forward": _digest(traced.code)}
+    parts = {"forward": _digest("".join(graph.code for graph in channels.graphs))}
     for node in traced.graph.nodes:
         if node.op == "call_function" and not _is_library(node.target):
             parts[f"function {node.name}"] = definition(node.target)
@@ -59,8 +59,9 @@ def network_identity(channels: Channels, *, with_weights: bool = False) -> dict[
             parts[f"operator {type(operator).__name__}"] = definition(type(operator))
         if node.op == "placeholder":
             parts[f"input {node.name}"] = str(node.meta["shape"][1:])
-    for name, layer in channels.layers.items():
-        parts[f"layer {name}"] = _layer(layer)
+    for name, (node, layer) in channels.calls.items():
+        own = traced.meta["classes"].get(str(node.target), type(layer))
+        parts[f"layer {name}"] = _layer(layer, own)
     # What `initialise` leaves as it is: masks, tables and other constants.
     for path, module in traced.named_modules():
         fresh = callable(getattr(module, "reset_parameters", None))
@@ -78,12 +79,12 @@ def network_identity(channels: Channels, *, with_weights: bool = False) -> dict[
     return parts
 
 
-def _layer(layer: nn.Module) -> str:
-    if _is_library(type(layer)):
+def _layer(layer: nn.Module, own: type[nn.Module]) -> str:
+    if _is_library(own):
         return repr(layer)
     # A layer of the user's own: its class, and what it was made with.
     made_with = {key: _plain(value) for key, value in vars(layer).items() if key != "training"}
-    return f"{layer!r} {_digest(repr(made_with))} {definition(type(layer))}"
+    return f"{layer!r} {_digest(repr(made_with))} {definition(own)}"
 
 
 def definition(thing: Any) -> str:

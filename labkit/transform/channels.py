@@ -10,7 +10,6 @@ What each operator does to channels is its own knowledge (`labkit.operators`); h
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -73,9 +72,10 @@ def _graphs(model: nn.Module, example_input: Example) -> tuple[list[GraphModule]
 
     Also why no graph can replace the network's code, if so.
     """
-    traced = trace(model, example_input)
+    traced = training = trace(model, example_input)
     try:
-        training = trace(model, example_input, training=True)
+        if traced.meta["reads mode"]:
+            training = trace(model, example_input, training=True)
     except LabkitError:
         layers = {str(node.target) for node, _ in layer_nodes(traced)}
         for path, module in model.named_modules():
@@ -125,7 +125,10 @@ def channel_groups(
 def _reasons(graphs: Sequence[GraphModule]) -> dict[str, str]:
     """Returns the layers whose widths must stay, because of their parameters, with the reason."""
     layers = {str(node.target): (node, module) for g in graphs for node, module in layer_nodes(g)}
-    owners = Counter(id(p) for _, module in layers.values() for p in set(module.parameters()))
+    owners: dict[int, set[str]] = {}  # of a parameter: all of its paths
+    for path, (_, module) in layers.items():
+        for name, parameter in module.named_parameters():
+            owners.setdefault(id(parameter), set()).add(f"{path}.{name}")
     used = {id(tensor) for graph in graphs for tensor in _tensors_in(graph).values()}
     reasons = {}
     for path, (node, module) in layers.items():
@@ -133,17 +136,19 @@ def _reasons(graphs: Sequence[GraphModule]) -> dict[str, str]:
         if operator is None:
             continue
         own = {name: getattr(module, name, None) for name in operator.tensors}
+        below = f"{path}."
+        inner = tuple(f"{p.removeprefix(below)}." for p in layers if p.startswith(below))
         if hasattr(module, "parametrizations"):
             reasons[path] = f"'{node.name}' has a parametrized weight"
         elif computed := [
             n for n, tensor in own.items() if n in vars(module) and tensor is not None
         ]:
             reasons[path] = f"'{node.name}' computes its {', '.join(computed)}"
-        elif any(owners[id(p)] > 1 for p in module.parameters()):
+        elif any(len(owners[id(p)]) > 1 for p in module.parameters()):
             reasons[path] = f"'{node.name}' shares its weight with another layer"
         elif any(id(tensor) in used for tensor in own.values()):
             reasons[path] = f"the weight of '{node.name}' is used outside it, too"
-        elif unknown := _unknown_tensors(module, operator, used):
+        elif unknown := _unknown_tensors(module, operator, used, inner):
             names = ", ".join(f"'{name}'" for name in unknown)
             reasons[path] = f"labkit does not know what {names} of '{node.name}' follows"
     return reasons
@@ -155,7 +160,10 @@ def _tensors_in(traced: GraphModule) -> dict[str, torch.Tensor]:
     return {path: attrgetter(path)(traced) for path in paths}
 
 
-def _unknown_tensors(module: nn.Module, operator: Operator, used: set[int]) -> list[str]:
+def _unknown_tensors(
+    module: nn.Module, operator: Operator, used: set[int], inner: tuple[str, ...]
+) -> list[str]:
+    """Returns the tensors of a layer that neither its operator, nor inner layers, nor code has."""
     if type(operator).carry is not Operator.carry:
         return []
     tensors = *module.named_parameters(), *module.named_buffers()
@@ -163,6 +171,7 @@ def _unknown_tensors(module: nn.Module, operator: Operator, used: set[int]) -> l
         name
         for name, tensor in tensors
         if tensor.ndim and name not in operator.tensors and id(tensor) not in used
+        if not name.startswith(inner)
     ]
 
 
@@ -367,7 +376,11 @@ class _Walk:
         # Of several tensors the first, as in a cost.
         first = {node: next(iter(_tensors(axes)), None) for node, axes in self.axes.items()}
         shapes = tuple(
-            {node.name: sizes(axes) for node in graph.graph.nodes if (axes := first.get(node))}
+            {
+                node.name: sizes(axes)
+                for node in graph.graph.nodes
+                if (axes := first.get(node)) is not None
+            }
             for graph in self.graphs
         )
         tensors = {path: sizes(axes) for path, axes in self.tensors.items()}

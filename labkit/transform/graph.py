@@ -18,7 +18,7 @@ from labkit.errors import LabkitError, did_you_mean
 from labkit.operators import layout as lay
 from labkit.operators.base import operator_of
 from labkit.operators.nodes import module_of
-from labkit.transform.tracing import Batches, LabkitTracer, assembled, copied
+from labkit.transform.tracing import Batches, Tracer, assembled, copied
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 CONSTANT = "_tensor_constant"  # so torch.fx names a tensor that only the code has
@@ -114,12 +114,14 @@ def _trace(
 ) -> GraphModule:
     with _tracing:
         shadow = copied(model, copy_of).train(training)
-        tracer = LabkitTracer(None if example_input is None else _batches(example_input, model))
+        tracer = Tracer(None if example_input is None else _batches(example_input, model))
         # What torch.fx.wrap was told of, such as stochastic depth, is traced into, too.
         with mock.patch.dict(_symbolic_trace._wrapped_fns_to_patch, clear=through):
             graph = tracer.trace(shadow)
     constants = {name: tensor for name, tensor in vars(shadow).items() if name.startswith(CONSTANT)}
-    return assembled(model, graph, tracer.known, constants)
+    traced = assembled(model, graph, tracer.known, constants)
+    traced.meta["reads mode"] = tracer.reads_mode
+    return traced
 
 
 def takes_more(model: nn.Module, example_input: Example) -> bool:

@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+from torch import fx, nn
+from torch.fx import Graph, GraphModule, Node, Proxy
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
@@ -64,7 +64,7 @@ class _Value(Proxy):
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        return tuple(self.size(dim) for dim in range(self.value.ndim))
+        return torch.Size([self.size(dim) for dim in range(self.value.ndim)])
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
@@ -87,7 +87,7 @@ class _Value(Proxy):
 class _Creations(TorchFunctionMode):
     """Makes a node of a tensor that the code creates from numbers."""
 
-    def __init__(self, tracer: LabkitTracer):
+    def __init__(self, tracer: Tracer):
         self.tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,7 +96,7 @@ class _Creations(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class LabkitTracer(Tracer):
+class Tracer(fx.Tracer):
     """Traces a network; other threads run theirs meanwhile, as they would without.
 
     Given inputs, it runs each node on them while it traces. Then `meta["shape"]` is the shape of a
@@ -111,6 +111,7 @@ class LabkitTracer(Tracer):
         self.running = False  # a node, on the inputs: nothing is traced meanwhile
         self.known: dict[str, type[nn.Module]] = {}  # path of a layer → the class it is called as
         self.paths: dict[int, str] = {}  # of parameters and buffers
+        self.reads_mode = False  # the code asks whether it is in training
 
     @property
     def passes(self) -> bool:
@@ -123,6 +124,7 @@ class LabkitTracer(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self.reads_mode |= attr == "training" and not self.passes
         path = None if self.passes else self.paths.get(id(attr_val))
         if path is None:
             return attr_val
@@ -139,6 +141,9 @@ class LabkitTracer(Tracer):
 
     def proxy(self, node: Node) -> Proxy:
         return super().proxy(node) if self.batches is None else _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return super().create_arg(tuple(a) if isinstance(a, torch.Size) else a)
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
@@ -216,16 +221,23 @@ class LabkitTracer(Tracer):
                 return target(*args, **kwargs)
 
     def trace(self, root: Any, concrete_args: Any = None) -> Graph:
+        leaves: tuple[str, ...] = ()
         for path, module in root.named_modules():
             for name, value in [*vars(module).items()]:
                 if isinstance(value, torch.Tensor):
                     del module.__dict__[name]
                     module._buffers[name] = value
-            if path and (kind := kind_of(module)) is not None and operator_of(module) is None:
+            kind = kind_of(module) if path and operator_of(module) is None else None
+            if kind is not None:
                 self._shim(module, kind)
-            if not self.is_leaf_module(module, path):
+            if self.is_leaf_module(module, path):
+                leaves = (*leaves, f"{path}.")
+            elif not path.startswith(leaves):
                 _mark_options(path, module)
-        self.paths = {id(t): name for name, t in (*root.named_buffers(), *root.named_parameters())}
+                if kind is None:  # so that `getattr` is asked
+                    module._buffers["training"] = vars(module).pop("training")
+        tensors = *root.named_buffers(), *root.named_parameters()
+        self.paths = {id(t): name for name, t in tensors if isinstance(t, torch.Tensor)}
         with torch.no_grad(), _Creations(self):
             graph = super().trace(root, concrete_args)
         for node in graph.find_nodes(op="get_attr"):
@@ -245,6 +257,7 @@ class LabkitTracer(Tracer):
                     return super().forward(*args, **kwargs)
                 path = tracer.path_of_module(self)
                 tracer.known[path] = kind
+                tracer.reads_mode = True  # it may, behind the layer
                 return tracer.create_proxy("call_module", path, args, kwargs)
 
         cls = type(module)
@@ -311,12 +324,8 @@ def copied(model: nn.Module, copy_of: Callable[[torch.Tensor], torch.Tensor]) ->
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for tensor in (
-            *module._parameters.values(),
-            *module._buffers.values(),
-            *vars(module).values(),
-        ):
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+        for tensor in _tensors([*vars(module).values()]):
+            if id(tensor) not in memo:
                 new = copy_of(tensor.detach())
                 if isinstance(tensor, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=tensor.requires_grad)
@@ -333,7 +342,7 @@ def assembled(model: nn.Module, graph: Graph, known: Known, constants: Constants
     Args:
         model: That network.
         graph: Its graph.
-        known: `LabkitTracer.known`: these layers become what they inherit from, with the same
+        known: `Tracer.known`: these layers become what they inherit from, with the same
             parameters.
         constants: Tensors that only the code has.
     """
@@ -344,5 +353,6 @@ def assembled(model: nn.Module, graph: Graph, known: Known, constants: Constants
         layer = kind.__new__(kind)
         layer.__dict__ = vars(model.get_submodule(path))
         traced.set_submodule(path, layer)
-    traced.meta |= {"known": known, "constants": constants}
+    own = {path: type(model.get_submodule(path)) for path in known}
+    traced.meta |= {"known": known, "constants": constants, "classes": own}
     return traced

@@ -209,7 +209,6 @@ def test_the_shape_follows_the_width(what: Function, shape: tuple[int, ...]) -> 
         (lambda x: torch.einsum("bcii->bci", x[..., :4, :]), "'einsum'"),
         (nn.Unflatten(1, (2, 2)), "Unflatten"),
         (nn.LayerNorm((5, 4)), "LayerNorm"),
-        (First(nn.MaxPool2d(2, return_indices=True)), "MaxPool2d"),
     ],
 )
 def test_what_cannot_follow_keeps_its_width_and_is_named(what: Function, reason: str) -> None:

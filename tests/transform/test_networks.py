@@ -309,7 +309,7 @@ def test_grouped_convolutions_round_up_and_say_so() -> None:
     assert info.resolution.decided_by["_0"] == "_0 output × 1.1, rounded up to a multiple of 4"
     plan = resolve(model, IDENTITY, example_input=x).plan
     wrong = type(plan)(tuple((name, 9) for name, _ in plan.widths))
-    with pytest.raises(LabkitError, match="_0: expected a positive multiple of 4, got 9"):
+    with pytest.raises(LabkitError, match="_0: expected a positive multiple of 4, .*got 9"):
         apply(model, wrong, example_input=x)
 
 
