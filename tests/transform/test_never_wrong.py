@@ -259,11 +259,11 @@ def test_it_computes_the_same_or_says_why_not(name: str, multiplier: float) -> N
 
 
 NAMED: dict[str, tuple[Function, str]] = {
-    "weight standardised": (WeightStandardised(8, 8, 3), "'conv2d'"),
-    "own convolution": (OwnConvolution(8, 8, 3), "'conv2d'"),
-    "masked": (MaskedConvolution(8, 8, 3), "'conv2d'"),
-    "gained": (Gained(8, 8, 3), "'conv2d'"),
-    "equalised": (EqualisedRate(8, 8, 3), "'conv2d'"),
+    "weight standardised": (WeightStandardised(8, 8, 3), ""),
+    "own convolution": (OwnConvolution(8, 8, 3), ""),
+    "masked": (MaskedConvolution(8, 8, 3), ""),
+    "gained": (Gained(8, 8, 3), ""),
+    "equalised": (EqualisedRate(8, 8, 3), ""),
     "weight norm, old": (hooked(nn.utils.weight_norm), "'what'.*weight"),
     "spectral norm, old": (hooked(nn.utils.spectral_norm), "'what'.*weight"),
     "pruned": (hooked(prune.l1_unstructured, name="weight", amount=0.3), "'what'.*weight"),
