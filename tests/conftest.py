@@ -1,6 +1,7 @@
 """What several tests need: small data, and the reference's own configuration."""
 
 import copy
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 
 from labkit.data.dataset import Dataset
 from labkit.transform.models import MODELS
+
+# The background of a script ignores Ctrl-C, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One input of each network that labkit knows by name.
 EXAMPLES = {

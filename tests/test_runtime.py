@@ -323,6 +323,21 @@ def test_a_program_is_interrupted_by_other_signals_too() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Windows are others")
+def test_processes_of_the_tests_are_interrupted_wherever_the_tests_run() -> None:
+    """In the background of a script, which ignores Ctrl-C, too."""
+    process = python(
+        """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+import tests.conftest
+code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+subprocess.run([sys.executable, "-c", code], check=True)
+"""
+    )
+    assert process.communicate(timeout=120)[0] == "True\n"
+
+
 def test_a_handler_of_the_users_own_gets_the_second_ctrl_c() -> None:
     heard: list[str] = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("own"))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tests.faults.lab import Fault, Kept, Lab, kept
 
-KILLED = -9
 LANES = 2  # commands at a time
 RANDOM_KILLS = 40
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+RANDOM_KILLS_OF_WORKERS = 10  # which take long to start
+EXIT_CODES = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,13 @@ class Case:
 
     Attributes:
         command: `"search"` or `"replicate"`.
-        fault: At which moment, or `None` for a kill after some seconds.
+        fault: What ends it.
         label: What is about to happen at that moment.
-        kill_after: Seconds.
     """
 
     command: str
-    fault: Fault | None = None
+    fault: Fault
     label: str = ""
-    kill_after: float | None = None
 
 
 class Hunt:
@@ -44,19 +42,21 @@ class Hunt:
 
     Args:
         root: An empty folder.
-        n_jobs: Of the search; with one, every run trains to the same bits.
+        n_jobs: Of the search.
+        workers: Processes that train. With one job and none, every run trains to the same bits.
     """
 
-    def __init__(self, root: Path, n_jobs: int = 1):
+    def __init__(self, root: Path, n_jobs: int = 1, workers: int = 0):
         root.mkdir()
-        self.lab, self.exact = Lab(root, n_jobs), n_jobs == 1
+        self.lab = Lab(root, n_jobs, ["--workers", str(workers)] if workers else [])
+        self._exact = n_jobs == 1 and not workers
         self._begin = {"search": None, "replicate": root / "searched"}
         self._left: dict[str, Kept] = {}
         self.moments: dict[str, list[str]] = {}
         self.seconds: dict[str, float] = {}
         for command, folder in (("search", "searched"), ("replicate", "replicated")):
             with self.lab.folder(like=self._begin[command]) as place:
-                ended = getattr(self.lab, command)(place)
+                ended = self.lab.run(command, place)
                 assert ended.code == 0, ended.said
                 self._left[command] = kept(place)
                 self.lab.opens(place)
@@ -67,7 +67,7 @@ class Hunt:
         """Returns a case for each moment of a command."""
         files = how == "ENOSPC"  # happens to files; SQLite's own writing is seen by no event
         return [
-            Case(command, Fault(n, how), label)
+            Case(command, Fault(how, moment=n), label)
             for n, label in enumerate(self.moments[command], 1)
             if not files or label.startswith(("open", "os"))
         ]
@@ -81,33 +81,29 @@ class Hunt:
         cases = sorted(self.cases(command, how), key=kind)
         return [rng.choice([*same]) for _, same in itertools.groupby(cases, kind)]
 
-    def kills(self, command: str, n: int, rng: random.Random) -> list[Case]:
-        """Returns kills at random times."""
-        longest = self.seconds[command]
-        return [Case(command, kill_after=rng.uniform(0.0, longest)) for _ in range(n)]
+    def at_random(self, command: str, how: str, n: int, rng: random.Random) -> list[Case]:
+        """Returns cases at random times."""
+        times = [rng.uniform(0.0, self.seconds[command]) for _ in range(n)]
+        return [Case(command, Fault(how, seconds=seconds)) for seconds in times]
 
     def check(self, case: Case) -> None:
         """Asserts that a fault loses nothing, and that the same command then ends well."""
-        run = getattr(self.lab, case.command)
         with self.lab.folder(like=self._begin[case.command]) as folder:
-            ended = run(folder, fault=case.fault, kill_after=case.kill_after)
-            if case.fault is None or case.fault.how == "SIGKILL":
-                assert ended.code in ((KILLED, 0) if case.fault is None else (KILLED,))
-            elif case.fault.how == "ENOSPC":
+            ended = self.lab.run(case.command, folder, case.fault)
+            assert "Traceback" not in ended.said, ended.said
+            if case.fault.how == "ENOSPC":
                 # A page that is not written is a warning: a figure never fails a search.
                 assert "No space left on device" in ended.said
-                assert "Traceback" not in ended.said
                 assert ended.code == 2 or "pareto.html was not written" in ended.said
-            else:
+            elif case.fault.seconds is None or ended.code != 0:  # it may have ended before
                 assert ended.code == EXIT_CODES[case.fault.how], ended.said
-                assert "Traceback" not in ended.said
             before = kept(folder)
             assert not before.unfinished
             if before.trials:
                 self.lab.opens(folder)
-            again = run(folder)
+            again = self.lab.run(case.command, folder)
             assert again.code == 0, again.said
-            self.lab.lost_nothing(folder, before, self._left[case.command], exact=self.exact)
+            self.lab.lost_nothing(folder, before, self._left[case.command], exact=self._exact)
 
     def wrong(self, cases: Iterable[Case]) -> list[str]:
         """Checks all cases, and returns what those say that fail."""
@@ -127,17 +123,21 @@ def kinds(root: Path, seed: int) -> Iterator[tuple[str, Hunt, list[Case]]]:
     """Yields each kind of fault: its name, and its cases."""
     rng = random.Random(seed)
     alone, stacked = Hunt(root / "alone"), Hunt(root / "stacked", n_jobs=3)
+    spread = Hunt(root / "spread", workers=2)
     for command in ("search", "replicate"):
         every = f"`labkit {command}`, kill -9 at each moment"
         yield every, alone, alone.cases(command, "SIGKILL")
     for hunt, name in ((alone, "one by one"), (stacked, "in stacks")):
         for command in ("search", "replicate"):
-            cases = hunt.kills(command, RANDOM_KILLS, rng)
+            cases = hunt.at_random(command, "SIGKILL", RANDOM_KILLS, rng)
             yield f"`labkit {command}`, {name}, kill -9 at a random time", hunt, cases
+    for how in ("SIGKILL", "SIGTERM"):
+        cases = spread.at_random("search", how, RANDOM_KILLS_OF_WORKERS, rng)
+        yield f"`labkit search --workers 2`, {how} to it at a random time", spread, cases
     for command in ("search", "replicate"):
         cases = alone.cases(command, "ENOSPC")
         yield f"`labkit {command}`, no space left for each file", alone, cases
-    for how in EXIT_CODES:
+    for how in ("SIGINT", "SIGTERM", "SIGHUP"):
         cases = alone.sample("search", how, rng)
         yield f"`labkit search`, {how} at a moment of each kind", alone, cases
 

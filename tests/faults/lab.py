@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import sqlalchemy
 import tomli_w
 
@@ -73,10 +74,17 @@ def write_search(folder: Path, n_jobs: int = 1) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a moment: a signal to the process itself, or no space for a file."""
+    """What happens to a command.
 
-    moment: int
-    how: str  # the name of a signal, or "ENOSPC"
+    Attributes:
+        how: The name of a signal to its process, or `"ENOSPC"`: no space for a file.
+        moment: At which moment; or else
+        seconds: how long after its start.
+    """
+
+    how: str
+    moment: int | None = None
+    seconds: float | None = None
 
 
 class _Moments:
@@ -116,12 +124,12 @@ class _Moments:
         print(label, file=self._log, flush=True)
         if self._fault is not None and self._fault.moment == self._n:
             if self._fault.how != "ENOSPC":
-                os.kill(os.getpid(), getattr(signal, self._fault.how))
+                os.kill(os.getpid(), signal.Signals[self._fault.how])
             elif file:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _command(arguments: Sequence[str], folder: Path, fault: Fault | None, out: Path) -> None:
+def _command(arguments: list[str], folder: Path, fault: Fault | None, out: Path) -> None:
     from labkit.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -209,10 +217,11 @@ class Lab:
     Args:
         root: An empty folder.
         n_jobs: Of the search. With one every network trains alone, and to the same bits.
+        options: Of each command.
     """
 
-    def __init__(self, root: Path, n_jobs: int = 1):
-        self.root, self.config = root, write_search(root, n_jobs)
+    def __init__(self, root: Path, n_jobs: int = 1, options: Sequence[str] = ()):
+        self.root, self.config, self.options = root, write_search(root, n_jobs), options
         self.data: Dataset = load_data(str(root / "rows.npz"))
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.faults.warm"])
@@ -229,31 +238,31 @@ class Lab:
                 shutil.copytree(like, folder)
             yield folder
 
-    def search(self, folder: Path, **options: Any) -> Ended:
-        """`labkit search`; see `run`."""
-        return self.run(["search", str(self.config), "--out", str(folder)], folder, **options)
-
-    def replicate(self, folder: Path, **options: Any) -> Ended:
-        """`labkit replicate`; see `run`."""
-        return self.run(["replicate", str(folder), "--seeds", "3"], folder, **options)
-
-    def run(
-        self, arguments: Sequence[str], folder: Path,
-        *, fault: Fault | None = None, kill_after: float | None = None,
-    ) -> Ended:  # fmt: skip
-        """Runs a command, which meets a fault, or is killed after so many seconds."""
+    def run(self, command: str, folder: Path, fault: Fault | None = None) -> Ended:
+        """Runs `search` or `replicate`, which meets a fault; nothing that it started is left."""
+        arguments = {
+            "search": ["search", str(self.config), "--out", str(folder)],
+            "replicate": ["replicate", str(folder), "--seeds", "3"],
+        }[command]
         with tempfile.TemporaryDirectory(dir=self.root) as out:
             process = self._context.Process(
-                target=_command, args=(arguments, folder, fault, Path(out))
+                target=_command, args=([*arguments, *self.options], folder, fault, Path(out))
             )
             started = time.monotonic()
             process.start()
-            process.join(LIMIT if kill_after is None else kill_after)
-            if kill_after is None and process.exitcode is None:
+            children = []
+            if fault is not None and fault.seconds is not None:
+                process.join(fault.seconds)
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    children = psutil.Process(process.pid).children(recursive=True)
+                    os.kill(process.pid or 0, signal.Signals[fault.how])
+            process.join(LIMIT)
+            _, alive = psutil.wait_procs(children, LIMIT)
+            for left in alive:
+                left.kill()
+            if process.exitcode is None or alive:
                 process.kill()
-                raise TimeoutError(f"{arguments} with {fault}: still running after {LIMIT} s")
-            process.kill()
-            process.join()
+                raise TimeoutError(f"{command} with {fault}: still running after {LIMIT} s")
             said, moments = (
                 path.read_text() if (path := Path(out) / name).exists() else ""
                 for name in ("said", "moments")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.hunt import EXIT_CODES, Hunt
+from tests.faults.hunt import Case, Hunt
+from tests.faults.lab import Fault
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,15 @@ def test_a_kill_at_any_time_loses_nothing(alone: Hunt, tmp_path: Path) -> None:
     rng = random.Random(0)
     stacked = Hunt(tmp_path / "stacked", n_jobs=3)
     for hunt in (alone, stacked):
-        assert hunt.wrong(hunt.kills("search", 4, rng) + hunt.kills("replicate", 2, rng)) == []
+        cases = hunt.at_random("search", "SIGKILL", 4, rng)
+        assert hunt.wrong(cases + hunt.at_random("replicate", "SIGKILL", 2, rng)) == []
+
+
+def test_a_kill_takes_the_workers_along_and_loses_nothing(tmp_path: Path) -> None:
+    spread = Hunt(tmp_path / "spread", workers=2)
+    half = spread.seconds["search"] / 2
+    cases = [Case("search", Fault(how, seconds=half)) for how in ("SIGKILL", "SIGTERM")]
+    assert spread.wrong(cases) == []
 
 
 def test_without_space_for_a_file_nothing_is_lost(alone: Hunt) -> None:
@@ -38,7 +47,7 @@ def test_without_space_for_a_file_nothing_is_lost(alone: Hunt) -> None:
     assert alone.wrong(case for case in cases if case.label.startswith("open")) == []
 
 
-@pytest.mark.parametrize("how", EXIT_CODES)
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_other_signals_end_a_search_with_its_files_written(alone: Hunt, how: str) -> None:
     cases = alone.sample("search", how, random.Random(0))
     assert alone.wrong(random.Random(0).sample(cases, 4)) == []

@@ -19,5 +19,5 @@ with tempfile.TemporaryDirectory() as folder:
     search = Search(Path(folder) / "search.toml", folder=Path(folder) / "out", trials=2)
     search.run(progress=False)
     load_best(Path(folder) / "out")
-    search.study._storage.remove_session()  # type: ignore[attr-defined]
+    search.study._storage.remove_session()
     del search
