@@ -113,6 +113,8 @@ class Hunt:
                 self.check(case)
             except Exception as error:
                 return f"{case}: {type(error).__name__}: {error}"
+            finally:
+                print(".", end="", file=sys.stderr, flush=True)
             return None
 
         with ThreadPoolExecutor(LANES) as lanes:
