@@ -140,8 +140,8 @@ def kinds(root: Path, seed: int) -> Iterator[tuple[str, Hunt, list[Case]]]:
         cases = alone.cases(command, "ENOSPC")
         yield f"`labkit {command}`, no space left for each file", alone, cases
     for how in ("SIGINT", "SIGTERM", "SIGHUP"):
-        cases = alone.sample("search", how, rng)
-        yield f"`labkit search`, {how} at a moment of each kind", alone, cases
+        cases = alone.sample("search", how, rng) + alone.sample("replicate", how, rng)
+        yield f"`labkit search`, `labkit replicate`, {how} at a moment of each kind", alone, cases
 
 
 def main(seed: int) -> int:

@@ -48,6 +48,7 @@ def test_without_space_for_a_file_nothing_is_lost(alone: Hunt) -> None:
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_other_signals_end_a_search_with_its_files_written(alone: Hunt, how: str) -> None:
-    cases = alone.sample("search", how, random.Random(0))
-    assert alone.wrong(random.Random(0).sample(cases, 4)) == []
+def test_other_signals_end_a_run_with_its_files_written(alone: Hunt, how: str) -> None:
+    rng = random.Random(how)
+    for command in ("search", "replicate"):
+        assert alone.wrong(rng.sample(alone.sample(command, how, rng), 3)) == []
