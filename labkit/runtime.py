@@ -242,18 +242,27 @@ def told() -> contextlib.AbstractContextManager[None]:
 _ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
-def _handlers() -> dict[int, Any]:
-    """Returns signal → handler of those that end a process; none outside of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    found = {number: signal.getsignal(number) for number in _ENDING}
-    # None is not Python's to handle. What `nohup` ignores stays ignored. So is Ctrl-C in a
-    # background job of a shell, but what is sent to that is meant.
-    return {
-        number: handler
-        for number, handler in found.items()
-        if handler is not None and (number == signal.SIGINT or handler != signal.SIG_IGN)
-    }
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[dict[int, Any]]:
+    """Handles the signals that end a process; yields the handlers from before.
+
+    Python handles signals in the main thread only: in others this does nothing.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, own in [*before.items()]:
+        # None is not Python's to handle. What `nohup` ignores stays ignored. So is Ctrl-C in a
+        # background job of a shell, but what is sent to that is meant.
+        if own is None or (own == signal.SIG_IGN and number != signal.SIGINT):
+            del before[number]
+        else:
+            signal.signal(number, handler)
+    try:
+        yield before
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 @contextlib.contextmanager
@@ -261,44 +270,30 @@ def signals_stop(stop: Callable[[], object]) -> Iterator[None]:
     """Lets Ctrl-C, SIGTERM and SIGHUP ask for an end, by calling `stop`, and interrupt nothing.
 
     A second one acts at once, for what does not come to an end. After the block SIGTERM and SIGHUP
-    act as they would have before it. Python handles signals in the main thread only: in others
-    this does nothing.
+    act as they would have before it.
     """
-    before, came = _handlers(), []
+    came: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
         came.append(number)
-        for each, handler in before.items():
-            plain = each == signal.SIGINT and not callable(handler)
-            signal.signal(each, signal.default_int_handler if plain else handler)
+        for each, own in before.items():
+            plain = each == signal.SIGINT and not callable(own)
+            signal.signal(each, signal.default_int_handler if plain else own)
         stop()
 
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
+    with _handled(on_signal) as before:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came and came[0] != signal.SIGINT:
-            signal.raise_signal(came[0])
+    if came and came[0] != signal.SIGINT:
+        signal.raise_signal(came[0])
 
 
-@contextlib.contextmanager
-def signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> contextlib.AbstractContextManager[object]:
     """Lets SIGTERM and SIGHUP raise a KeyboardInterrupt, as Ctrl-C does, with their number."""
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    before = {number: own for number, own in _handlers().items() if number != signal.SIGINT}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handled(interrupt)
 
 
 _path = _Setting(lambda: list(sys.path), lambda path: operator.setitem(sys.path, slice(None), path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,7 +53,8 @@ class Results:
     Attributes:
         records: Its trials, by number.
         description: What the study says of itself.
-        added_replicates: Trial → all replicates of its network, where some were added later.
+        added_replicates: Trial → the replicates of its network by seed, where some were added
+            later; `None` where one is missing.
         interrupted: Whether the run that returned this was stopped before its end.
         open_network: Returns the trained network of a trial on the front; `None` where the
             results were read without the networks.
@@ -60,7 +62,7 @@ class Results:
 
     records: Sequence[Trial]
     description: Description
-    added_replicates: Mapping[int, Sequence[Metrics]] = field(default_factory=dict)
+    added_replicates: Mapping[int, Sequence[Metrics | None]] = field(default_factory=dict)
     interrupted: bool = False
     open_network: Callable[[int], nn.Module] | None = None
 
@@ -139,8 +141,9 @@ class Results:
         return self.records[number].record.plan
 
     def replicates(self, number: int) -> Sequence[Metrics]:
-        """Returns the last epoch's metrics of a trial's network by each seed."""
-        return self.added_replicates.get(number, self.records[number].record.replicates)
+        """Returns the last epoch's metrics of a trial's network by each seed, as far as all are."""
+        by_seed = self.added_replicates.get(number, self.records[number].record.replicates)
+        return [metrics for metrics in itertools.takewhile(bool, by_seed) if metrics]
 
     @property
     def histories(self) -> dict[int, list[Metrics]]:

@@ -32,10 +32,9 @@ from labkit.study.storage import DATABASE, database_file, named
 from labkit.study.studies import (
     REPLICATES,
     Description,
-    added_replicates,
     frozen_trial,
     open_or_create,
-    paired,
+    read_replicates,
     read_trials,
 )
 from labkit.transform import Plan
@@ -93,6 +92,7 @@ class Store:
         trials: All its trials, by number.
         tried: The plans of all trials.
         known: Plan → the trial that trained it, or in which its training diverged.
+        added_replicates: As `read_replicates` returns them.
         front: The trials that no other dominates, each network once.
 
     Raises:
@@ -123,7 +123,7 @@ class Store:
         self.trials: list[Trial] = []
         self.tried: set[Plan] = set()
         self.known: dict[Plan, Trial] = {}
-        self._added: dict[int, list[Metrics | None]] = {}  # trial → replicates by seed
+        self.added_replicates: dict[int, list[Metrics | None]] = {}
         self._front: Front[Trial] = Front(description.directions.values())
         with quiet_optuna():
             self._memory = optuna.create_study(
@@ -136,11 +136,6 @@ class Store:
     def front(self) -> list[Trial]:
         """The trials that no other dominates, each network once, by its first trial."""
         return self._front.members
-
-    @property
-    def added_replicates(self) -> dict[int, list[Metrics]]:
-        """Trial → replicates of its network, as `read_replicates` returns them."""
-        return {number: paired(by_seed) for number, by_seed in self._added.items()}
 
     @contextlib.contextmanager
     def driven(self, folder: Path | None) -> Iterator[None]:
@@ -168,7 +163,7 @@ class Store:
         """Takes in what others have added to the storage."""
         if self._claims is not None and self.shared:
             self._claims.refresh()  # first: a network is recorded before its claim ends
-        self._added |= added_replicates(self.study)
+        self.added_replicates |= read_replicates(self.study)
         others = read_trials(self.study, len(self.trials))
         if not others:
             return
@@ -268,7 +263,7 @@ class Store:
         by_seed += [None] * (index + 1 - len(by_seed))
         by_seed[index] = metrics
         self.study.set_user_attr(f"{REPLICATES}{number}", by_seed)
-        self._added[number] = by_seed
+        self.added_replicates[number] = by_seed
 
     def missing_replicates(self, number: int, seeds: int) -> list[int]:
         """Returns the indices of the seeds, of so many, that a trial's network lacks."""
@@ -276,7 +271,7 @@ class Store:
         return [i for i in range(seeds) if i >= len(by_seed) or by_seed[i] is None]
 
     def _by_seed(self, number: int) -> list[Metrics | None]:
-        return [*self._added.get(number, self.trials[number].record.replicates)]
+        return [*self.added_replicates.get(number, self.trials[number].record.replicates)]
 
     def _add(self, trial: Trial) -> None:
         self.trials.append(trial)

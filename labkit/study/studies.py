@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,25 +146,13 @@ def read_trials(study: optuna.Study, first: int = 0) -> list[Trial]:
     return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)[first:]]
 
 
-def read_replicates(study: optuna.Study) -> dict[int, list[Metrics]]:
-    """Returns trial → replicates of its network, where some were added later.
-
-    They are by seed, up to the first seed that is missing: tests pair them by their place.
-    """
-    return {n: paired(by_seed) for n, by_seed in added_replicates(study).items()}
-
-
-def added_replicates(study: optuna.Study) -> dict[int, list[Metrics | None]]:
+def read_replicates(study: optuna.Study) -> dict[int, list[Metrics | None]]:
+    """Returns trial → the replicates of its network by seed, where some were added later."""
     return {
         int(key.removeprefix(REPLICATES)): by_seed
         for key, by_seed in study.user_attrs.items()
         if key.startswith(REPLICATES)
     }
-
-
-def paired(by_seed: Sequence[Metrics | None]) -> list[Metrics]:
-    """Returns the replicates before the first seed that is missing, since tests pair them."""
-    return [one for one in itertools.takewhile(bool, by_seed) if one]
 
 
 def _trial(frozen: FrozenTrial) -> Trial:

@@ -333,7 +333,8 @@ def test_replicates_are_paired_by_seed(space: ChannelMultiplierSpace, tmp_path: 
     store.add_replicate(0, 3, of_3)  # by a faster worker: kept, but tests pair what is there
     for one in (store, make(tmp_path / "study.db", space)):
         assert one.missing_replicates(0, 5) == [1, 2, 4]
-        assert one.added_replicates == {0: [of_0]}
+        assert one.added_replicates == {0: [of_0, None, None, of_3]}
+        assert Results.from_study(one.study).replicates(0) == [of_0]
     store.add_replicate(0, 1, of_1)
     assert Results.from_study(store.study).replicates(0) == [of_0, of_1]
     assert store.missing_replicates(0, 4) == [2]
