@@ -33,7 +33,7 @@ def test_files_are_written_anew(small: dict[str, Any], tmp_path: Path, fault: st
     written = {path: path.read_bytes() for path in map(folder.joinpath, WRITTEN)}
     weights = kept(folder).weights
     outside.write_text("not labkit's")
-    for path in [*written, *folder.glob("best/*")]:
+    for path in [*written, folder / "runs.json", *folder.glob("best/*")]:
         if fault == "cut":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         elif fault == "emptied":
