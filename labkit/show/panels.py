@@ -23,6 +23,7 @@ from labkit.show.plots import pareto_front
 from labkit.show.style import TEMPLATE
 from labkit.show.tables import compare, html_table
 from labkit.study.config import SearchConfig
+from labkit.study.pool import AnyExecutor
 from labkit.study.results import Results
 from labkit.study.search import Search
 from labkit.study.studies import describe, open_study
@@ -196,6 +197,7 @@ class SearchPanel(LivePanel):
         data: A data set, in place of the one that the configuration names.
         model: A network, in place of the one that the configuration names.
         folder: Each Launch makes a results folder `run-N` in it; by default a temporary one.
+        executor: Where candidates train, as `Search` takes it.
 
     Attributes:
         controls: The settings of the next search.
@@ -214,8 +216,10 @@ class SearchPanel(LivePanel):
         *,
         model: nn.Module | None = None,
         folder: str | Path | None = None,
+        executor: AnyExecutor | None = None,
     ):
         base = Search(config, model=model, data=data)
+        self._executor = executor
         self._model, self._data = base.experiment.model, base.experiment.data
         self.search: Search | None = None
         self.folder: Path | None = None
@@ -275,7 +279,10 @@ class SearchPanel(LivePanel):
         self._lines.clear()
         self.message.value = ""
         try:
-            self.search = Search(self.config, model=self._model, data=self._data, folder=folder)
+            self.search = Search(
+                self.config, model=self._model, data=self._data, folder=folder,
+                executor=self._executor,
+            )  # fmt: skip
         except LabkitError as error:
             self._say(error)
             return

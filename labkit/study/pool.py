@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib
 import importlib.metadata
 import itertools
 import logging
@@ -15,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from types import ModuleType
 
 import cloudpickle
 import psutil
@@ -38,6 +40,8 @@ from labkit.study.record import Candidate, Failure, FailureKind, Outcome
 log = logging.getLogger(__name__)
 
 TRIES = 2  # of a candidate whose worker is lost
+# A number is one of processes, a text the address of a Dask scheduler.
+AnyExecutor = Executor | concurrent.futures.Executor | int | str
 Answer = tuple[list[Outcome], str | None]
 
 KEPT_TASKS = 2  # in a worker, of searches that take turns
@@ -45,6 +49,20 @@ START_SECONDS = 10  # of training, after which starting processes is worth it
 VERSIONS = {"Python": platform.python_version()} | {
     name: importlib.metadata.version(name) for name in ("torch", "labkit")
 }
+
+
+@contextlib.contextmanager
+def in_words(*passed: type[Exception]) -> Iterator[None]:
+    """Says in words that a pool cannot go on; some errors pass as they are."""
+    try:
+        yield
+    except Exception as error:  # each pool has its own kinds
+        if isinstance(error, (LabkitError, *passed)):
+            raise
+        raise LabkitError(
+            f"executor: it cannot go on: {type(error).__name__}: {error}; what is finished is "
+            "kept, and the same search continues"
+        ) from error
 
 
 class PoolExecutor(Executor):
@@ -58,7 +76,12 @@ class PoolExecutor(Executor):
         pool: The executor; it stays open.
         workers: Shares to train at once; by default as many as the pool says it has workers, and
             one where it does not say.
+
+    Attributes:
+        losses: How the pool says that a worker was lost.
     """
+
+    losses: tuple[type[Exception], ...] = (WorkerLostError,)
 
     def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
         self.pool = pool
@@ -74,51 +97,59 @@ class PoolExecutor(Executor):
         on_step: OnStep | None = None,
     ) -> Outcomes:
         """Yields an outcome for each candidate, a share at a time; see `Executor`."""
-        name, packed = uuid.uuid4().hex, b""
+        name, package = uuid.uuid4().hex, b""
         left, again, more = iter(shares), deque[Sequence[Candidate]](), True
         running: dict[Future[Answer | None], Sequence[Candidate]] = {}
         losses: Counter[Candidate] = Counter()
+        with self._delivered(name, task):
+            try:
+                while more or again or running:
+                    while (more or again) and len(running) < self.workers:
+                        share = again.popleft() if again else next(left, None)
+                        if not share:
+                            more = share is not None
+                            break
+                        running[self._submit(name, share)] = share
+                    if on_step is not None:
+                        on_step()
+                    done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                    for future in done:
+                        share = running.pop(future)
+                        outcomes = self._outcomes(future, share, losses)
+                        if outcomes is None:
+                            package = package or packed(task)
+                            running[self._submit(name, share, package)] = share
+                            continue
+                        yield from outcomes
+                        ended = {outcome.candidate for outcome in outcomes}
+                        again.extend([one] for one in share if one not in ended)
+            finally:
+                for future in running:
+                    future.cancel()
+
+    @contextlib.contextmanager
+    def _delivered(self, name: str, task: Task) -> Iterator[None]:
+        """Lets workers know a task by its name; those that do not are sent it with a share."""
         _tasks[name] = task, LocalExecutor()  # for threads of this process
         try:
-            while more or again or running:
-                while (more or again) and len(running) < self.workers:
-                    share = again.popleft() if again else next(left, None)
-                    if not share:
-                        more = share is not None
-                        break
-                    running[self._submit(name, share)] = share
-                if on_step is not None:
-                    on_step()
-                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
-                for future in done:
-                    share = running.pop(future)
-                    outcomes = self._outcomes(future, share, losses)
-                    if outcomes is None:
-                        packed = packed or _packed(task)
-                        running[self._submit(name, share, packed)] = share
-                        continue
-                    yield from outcomes
-                    ended = {outcome.candidate for outcome in outcomes}
-                    again.extend([one] for one in share if one not in ended)
+            yield
         finally:
             del _tasks[name]
-            for future in running:
-                future.cancel()
 
+    @in_words()
     def _submit(
-        self, name: str, share: Sequence[Candidate], packed: bytes = b""
+        self, name: str, share: Sequence[Candidate], package: bytes = b""
     ) -> Future[Answer | None]:
-        with _in_words():
-            return self.pool.submit(train_share, name, share, VERSIONS, packed)
+        return self.pool.submit(train_share, name, share, VERSIONS, package)
 
     def _outcomes(
         self, future: Future[Answer | None], share: Sequence[Candidate], losses: Counter[Candidate]
     ) -> list[Outcome] | None:
         """Returns what became of a share, as far as it was trained; `None` if it lacks the task."""
         try:
-            with _in_words():
+            with in_words(*self.losses):
                 answer = future.result()
-        except WorkerLostError as lost:
+        except self.losses as lost:
             losses.update(share)
             message = f"training it ended its worker {TRIES} times; at last, {lost}"
             failure = Failure(kind=FailureKind.WORKER, message=message)
@@ -197,26 +228,14 @@ def _useful_processes(task: Task) -> int:
     return min(torch.get_num_threads(), 1 + psutil.virtual_memory().available // each)
 
 
-@contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """Says in words that a pool cannot go on."""
-    try:
-        yield
-    except (LabkitError, WorkerLostError):
-        raise
-    except Exception as error:  # each pool has its own kinds
-        raise LabkitError(
-            f"executor: it cannot go on: {type(error).__name__}: {error}; what is finished is "
-            "kept, and the same search continues"
-        ) from error
-
-
 # In a worker.
 
-_tasks: dict[str, tuple[Task, LocalExecutor]] = {}  # those that this process was sent
+_tasks: dict[str, tuple[Task, LocalExecutor]] = {}  # those that this process has
+packages: dict[str, bytes] = {}  # those that came another way than with a share
 
 
-def _packed(task: Task) -> bytes:
+def packed(task: Task) -> bytes:
+    """Returns a task as it is sent to other processes."""
     try:
         return cloudpickle.dumps(task)
     except Exception as error:  # a network of the user's own may raise anything
@@ -226,7 +245,7 @@ def _packed(task: Task) -> bytes:
 
 
 def train_share(
-    name: str, share: Sequence[Candidate], versions: Mapping[str, str], packed: bytes
+    name: str, share: Sequence[Candidate], versions: Mapping[str, str], package: bytes
 ) -> Answer | None:
     """Trains candidates in a worker.
 
@@ -234,7 +253,7 @@ def train_share(
         name: Of the task, which is sent once to each process that trains.
         share: They train together; where that does not work, only the first one does.
         versions: Of what the search runs with, which must be the same here.
-        packed: The task, if it is sent.
+        package: The task, if it is sent.
 
     Returns:
         The outcomes, and why networks train one by one, if they do; `None` if the task is missing.
@@ -243,9 +262,9 @@ def train_share(
         LabkitError: Other versions are installed here, or the task cannot be loaded.
     """
     if name not in _tasks:
-        if not packed:
+        if not (package := package or packages.get(name, b"")):
             return None
-        _load(name, versions, packed)
+        _load(name, versions, package)
     task, local = _tasks[name]
     outcomes = []
     for outcome in local.train(task, share):
@@ -255,14 +274,14 @@ def train_share(
     return outcomes, local.why_alone
 
 
-def _load(name: str, versions: Mapping[str, str], packed: bytes) -> None:
+def _load(name: str, versions: Mapping[str, str], package: bytes) -> None:
     where = f"executor: a worker on {socket.gethostname()}"
     for what, version in versions.items():
         if version != (here := VERSIONS.get(what)):
             raise LabkitError(f"{where} has {what} {here}, and the search {version}")
     try:
         with importable_from(Path.cwd()):
-            task = cloudpickle.loads(packed)
+            task = cloudpickle.loads(package)
     except Exception as error:  # such as a module of the user's that is not there
         raise LabkitError(
             f"{where} cannot load the network and the data: {type(error).__name__}: {error}"
@@ -272,14 +291,21 @@ def _load(name: str, versions: Mapping[str, str], packed: bytes) -> None:
     _tasks[name] = task, LocalExecutor()
 
 
-def as_executor(
-    executor: Executor | concurrent.futures.Executor | int | str | None, workers: int | None = None
-) -> Executor:
+def _cluster() -> ModuleType:
+    try:
+        return importlib.import_module("labkit.study.cluster")
+    except ModuleNotFoundError as error:
+        raise LabkitError(
+            f"executor: a Dask cluster needs {error.name}: pip install 'labkit[cluster]'"
+        ) from error
+
+
+def as_executor(executor: AnyExecutor | None, workers: int | None = None) -> Executor:
     """Returns what a search was given as an executor.
 
     Args:
-        executor: An executor; a number of processes; the address of a Dask scheduler; or `None`.
-        workers: What the configuration says, for `None`.
+        executor: Of any kind; by default what the configuration says.
+        workers: What that says.
 
     Raises:
         LabkitError: It is none.
@@ -294,6 +320,10 @@ def as_executor(
             pass
         case int() if executor > 0:
             return LocalExecutor() if executor == 1 else ProcessExecutor(executor)
+        case str():
+            return _cluster().connect(executor)
+        case concurrent.futures.Executor() if type(executor).__module__.startswith("distributed"):
+            return _cluster().DaskExecutor(executor)
         case concurrent.futures.Executor():
             return PoolExecutor(executor)
     raise LabkitError(

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor as Pool
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError, in_words, shown
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
-from labkit.study.executor import Executor
 from labkit.study.experiment import Experiment
 from labkit.study.files import (
     has_results,
@@ -29,7 +27,7 @@ from labkit.study.files import (
     write_results,
 )
 from labkit.study.networks import FrontNetworks
-from labkit.study.pool import as_executor
+from labkit.study.pool import AnyExecutor, as_executor
 from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results
 from labkit.study.runs import add_run
@@ -60,7 +58,8 @@ class Search:
         storage: The URL of an Optuna storage, or the storage itself; by default the one that the
             folder was made with, `study.db` in the folder, or memory.
         executor: Where candidates train: a number of processes of this machine, by default the
-            configuration's `workers`; or any `concurrent.futures.Executor`.
+            configuration's `workers`; the address of a Dask scheduler; or any
+            `concurrent.futures.Executor`, such as Dask's `client.get_executor()`.
         shared: Whether other searches may run on the same study at the same time, if they say so,
             too. It needs a storage on a server. No network is trained twice.
 
@@ -90,7 +89,7 @@ class Search:
         objectives: Mapping[str, str] | None = None,
         folder: str | Path | None = None,
         storage: str | BaseStorage | None = None,
-        executor: Executor | Pool | int | str | None = None,
+        executor: AnyExecutor | None = None,
         shared: bool = False,
     ):
         checked = _config(config, model, data).replace(
@@ -278,7 +277,7 @@ def search(
     objectives: Mapping[str, str] | None = None,
     folder: str | Path | None = None,
     storage: str | BaseStorage | None = None,
-    executor: Executor | Pool | int | str | None = None,
+    executor: AnyExecutor | None = None,
     shared: bool = False,
     progress: bool = True,
 ) -> Results:
