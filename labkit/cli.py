@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_executors(command: argparse.ArgumentParser) -> None:
     where = command.add_mutually_exclusive_group()
     workers = "processes of this machine that train"
-    where.add_argument("--workers", type=int, metavar="N", dest="executor", help=workers)
+    where.add_argument("--workers", type=_count, metavar="N", dest="executor", help=workers)
     dask = "the scheduler of a Dask cluster that trains, such as tcp://127.0.0.1:8786"
     where.add_argument("--dask", metavar="ADDRESS", dest="executor", help=dask)
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from labkit.data import Dataset
-from labkit.errors import DivergenceError
+from labkit.errors import DivergenceError, LabkitError
 from labkit.operators import NotStackable, Operator, register_operator
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
 from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
@@ -37,6 +38,8 @@ class Task:
         weights: What candidates start from, as `labkit.apply` takes it.
         channels: The network's channel groups; each process finds them once.
         operators: Of layers of the user's own, which other processes have to be told of.
+        accelerator: Where each process trains, as a configuration names it; by default where the
+            data is.
     """
 
     model: nn.Module
@@ -45,17 +48,21 @@ class Task:
     weights: Weights = "fresh"
     channels: Channels = field(default=None, repr=False)  # type: ignore[assignment]
     operators: Sequence[type[Operator]] = ()
+    accelerator: str | None = None
 
     def __post_init__(self) -> None:
         for operator in self.operators:
             register_operator(operator)
+        if self.accelerator is not None:
+            self.data = self.data.to(device_of(self.accelerator))
         if self.channels is None:
             self.channels = find_channels(self.model, self.data.x_val[:1].cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A traced graph does not survive pickling.
+        # A traced graph does not survive pickling; the other process may have another device.
+        data = self.data if self.accelerator is None else self.data.to("cpu")
         return Task, (
-            self.model, self.data, self.settings, self.weights, None, self.operators
+            self.model, data, self.settings, self.weights, None, self.operators, self.accelerator
         )  # fmt: skip
 
     def build(self, candidate: Candidate) -> nn.Module:
@@ -68,6 +75,22 @@ class Task:
         if self.weights == "fresh":
             initialise(network, candidate.seed)
         return network.to(self.data.x_train.device)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Returns the device that a configuration's `accelerator` stands for in this process.
+
+    Raises:
+        LabkitError: It needs CUDA, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if accelerator == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if accelerator in ("cuda", "gpu"):
+        if not available:
+            raise LabkitError(f"accelerator: {accelerator!r} needs a CUDA device; there is none")
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 class Executor(ABC):

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from labkit import names
@@ -21,7 +20,7 @@ from labkit.operators import register_operator
 from labkit.study import fingerprint
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
-from labkit.study.executor import Task
+from labkit.study.executor import Task, device_of
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, measure
 from labkit.study.space import get_space
@@ -76,7 +75,7 @@ class Experiment:
                 raise LabkitError("load_name: weights = 'keep' needs the path of a checkpoint")
             self.model = copy.deepcopy(self.model)  # the user's own keeps the weights it has
             load_weights(self.model, config.load_name)
-        self.data = data.to(_device(config.accelerator))
+        self.data = data.to(device_of(config.accelerator))
         table = config.search.search_space
         channels = find_channels(self.model, data.x_val[:1])
         self.space = get_space(table.name)(channels, table.setup, table.seed)
@@ -95,7 +94,7 @@ class Experiment:
         training = self.training
         return Task(
             self.model, self.data, training, training.weights, self.space.channels,
-            self._operators,
+            self._operators, self.config.accelerator,
         )  # fmt: skip
 
     def description(self) -> Description:
@@ -183,17 +182,6 @@ class Experiment:
             failure = Failure.of(FailureKind.RUNNER, error)
             return record.model_copy(update={"failure": failure})
         return measured_record
-
-
-def _device(accelerator: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if accelerator == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if accelerator in ("cuda", "gpu"):
-        if not available:
-            raise LabkitError(f"accelerator: {accelerator!r} needs a CUDA device; there is none")
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -86,7 +86,9 @@ class Outcome:
     threads: int = field(default_factory=torch.get_num_threads)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"network": None}  # its weights are enough
+        # Its weights are enough, and where they go there may be no such device.
+        weights = {name: tensor.cpu() for name, tensor in self.weights.items()}
+        return vars(self) | {"network": None, "weights": weights}
 
 
 class Source(StrEnum):

@@ -43,14 +43,14 @@ def test_without_training_there_is_one_seed(tables: dict[str, Any], blobs: Datas
 def test_the_accelerator_names_a_device(
     monkeypatch: pytest.MonkeyPatch, accelerator: str, there_is: bool, expected: str | None
 ) -> None:
-    from labkit.study.experiment import _device
+    from labkit.study.executor import device_of
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there_is)
     if expected is None:
         with pytest.raises(LabkitError, match=f"accelerator: '{accelerator}' needs a CUDA device"):
-            _device(accelerator)
+            device_of(accelerator)
     else:
-        assert _device(accelerator) == torch.device(expected)
+        assert device_of(accelerator) == torch.device(expected)
 
 
 def test_a_study_says_what_every_figure_must(tables: dict[str, Any], blobs: Dataset) -> None:

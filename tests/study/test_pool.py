@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study import pool as module
-from labkit.study.executor import LocalExecutor, Task
+from labkit.study.executor import LocalExecutor, Task, device_of
 from labkit.study.pool import AutoExecutor, PoolExecutor, ProcessExecutor, as_executor, train_share
 from labkit.study.processes import ProcessPool, WorkerLostError
 from labkit.study.record import Candidate
@@ -138,6 +139,16 @@ def test_a_worker_says_what_it_lacks() -> None:
     unknown = b"cnowhere\nNetwork\n."
     with pytest.raises(LabkitError, match="cannot load the network and the data: ModuleNotFound"):
         train_share("new", CANDIDATES, module.VERSIONS, unknown)
+
+
+def test_a_worker_trains_on_its_own_device(task: Task) -> None:
+    there = pickle.loads(pickle.dumps(replace(task, accelerator="auto")))
+    assert there.data.x_train.device == device_of("auto")
+    if not torch.cuda.is_available():
+        task.accelerator = "cuda"  # of a search on another machine
+        package = pickle.dumps(task)
+        with pytest.raises(LabkitError, match=r"cannot load .* 'cuda' needs a CUDA device"):
+            train_share("gpu", CANDIDATES, module.VERSIONS, package)
 
 
 def test_a_worker_keeps_the_latest_tasks(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
