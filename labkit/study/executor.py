@@ -140,17 +140,10 @@ class LocalExecutor(Executor):
         """Whether one candidate more in a share is nearly free; yes, until it is known better."""
         return self._stackable is not False
 
-    def run(
-        self,
-        task: Task,
-        shares: Shares,
-        *,
-        on_epoch: OnEpoch | None = None,
-        on_step: OnStep | None = None,
-    ) -> Outcomes:
+    def run(self, task: Task, shares: Shares, **options: Any) -> Outcomes:
         """Yields an outcome for each candidate; see `Executor`."""
         for share in shares:
-            yield from self.train(task, share, on_epoch, on_step)
+            yield from self.train(task, share, **options)
 
     def train(
         self,

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 import psutil
@@ -174,17 +175,10 @@ class ProcessExecutor(PoolExecutor):
     def __init__(self, workers: int, *, stacks: bool = True):
         self.workers, self.stacks = workers, stacks
 
-    def run(
-        self,
-        task: Task,
-        shares: Shares,
-        *,
-        on_epoch: OnEpoch | None = None,
-        on_step: OnStep | None = None,
-    ) -> Outcomes:
+    def run(self, task: Task, shares: Shares, **options: Any) -> Outcomes:
         """Yields an outcome for each candidate, a share at a time; see `Executor`."""
         with ProcessPool(self.workers) as self.pool:
-            yield from super().run(task, shares, on_epoch=on_epoch, on_step=on_step)
+            yield from super().run(task, shares, **options)
 
 
 class AutoExecutor(LocalExecutor):
@@ -194,38 +188,25 @@ class AutoExecutor(LocalExecutor):
     process with all threads. They take seconds to start, so that training has to take that long.
     """
 
-    def run(
-        self,
-        task: Task,
-        shares: Shares,
-        *,
-        on_epoch: OnEpoch | None = None,
-        on_step: OnStep | None = None,
-    ) -> Outcomes:
+    def run(self, task: Task, shares: Shares, **options: Any) -> Outcomes:
         """Yields an outcome for each candidate; see `Executor`."""
         shares, ends = iter(shares), time.monotonic() + START_SECONDS
         for share in shares:
             left = list(share)
-            for outcome in self.train(task, share, on_epoch, on_step):
+            for outcome in self.train(task, share, **options):
                 yield outcome
                 left.remove(outcome.candidate)
-                if self.stacks or time.monotonic() < ends:
+                if self.stacks or task.data.x_train.is_cuda or time.monotonic() < ends:
                     continue
-                self.workers = _useful_processes(task)
+                each = psutil.Process().memory_info().rss  # which has trained here, too
+                room = 1 + psutil.virtual_memory().available // each
+                self.workers = min(torch.get_num_threads(), room)
                 if self.workers > 1:
                     log.info("%d processes train from now on", self.workers)
                     others = ProcessExecutor(self.workers, stacks=False)
                     rest = itertools.chain(([one] for one in left), shares)
-                    yield from others.run(task, rest, on_epoch=on_epoch, on_step=on_step)
+                    yield from others.run(task, rest, **options)
                     return
-
-
-def _useful_processes(task: Task) -> int:
-    """Returns how many processes may train at once: one a core, as far as memory goes."""
-    if task.data.x_train.is_cuda:
-        return 1
-    each = psutil.Process().memory_info().rss  # which has trained here, too
-    return min(torch.get_num_threads(), 1 + psutil.virtual_memory().available // each)
 
 
 # In a worker.
