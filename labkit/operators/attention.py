@@ -114,6 +114,16 @@ class MatMul(Product):
 
 
 @register_operator
+class Outer(Product):
+    """`[n]`, `[m]` → `[n, m]`."""
+
+    functions = (torch.outer, "outer")
+
+    def names(self, node: Node, n_axes: tuple[int, int]) -> tuple[str, str, str]:
+        return "n", "m", "nm"
+
+
+@register_operator
 class FunctionalLinear(Product):
     """`[…, k]`, `[m, k]` → `[…, m]`."""
 
@@ -255,17 +265,18 @@ class MultiheadAttention(Operator):
         self, module: Any, inputs: torch.Tensor, outputs: torch.Tensor, noise: float = 0.0
     ) -> None:
         device, old = module.out_proj.weight.device, module.embed_dim
-        inputs, outputs = inputs.to(device), outputs.to(device)
         # The scores sum over copies of what a head has, and are divided by the root of its width.
         channel, each = outputs % module.head_dim, len(outputs) // module.num_heads
-        share = (each / module.head_dim) ** 0.5 / channel[:each].bincount()[channel].double()
+        counts = channel[:each].bincount()[channel].double()
+        share = (each / module.head_dim) ** 0.5 / counts
+        inputs, outputs = inputs.to(device), outputs.to(device)
         for name, parameter in list(module.named_parameters()):
             axes, noisy = self.axes(module, parameter), noise if parameter.ndim == 2 else 0.0
             parts = parameter.detach().chunk(3 if name.startswith("in_proj") else 1)
             new = [carried(part, axes, inputs, outputs, groups=1, noise=noisy) for part in parts]
             if name in ("in_proj_weight", "in_proj_bias", "k_proj_weight", "bias_k"):
                 along = [-1 if axis is OUT else 1 for axis in axes]
-                new[len(new) // 2] *= share.to(parameter.dtype).view(along)
+                new[len(new) // 2] *= share.to(parameter).view(along)
             path, _, own_name = name.rpartition(".")
             tensor = nn.Parameter(torch.cat(new), requires_grad=parameter.requires_grad)
             setattr(module.get_submodule(path), own_name, tensor)

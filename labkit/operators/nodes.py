@@ -65,6 +65,23 @@ class Option(int):
     index: int | None = None
 
 
+def _comparison(name: str) -> Callable[[int, Any], Any]:
+    def method(self: int, other: Any) -> Any:
+        for size, option in ((self, other), (other, self)):
+            if isinstance(size, Size) and isinstance(option, Option) and size.axis is not None:
+                node, dim = size.axis
+                node.meta.setdefault("compared", []).append((dim, option))
+        return getattr(int, name)(self, other)
+
+    return method
+
+
+_compared = {name: _comparison(name) for name in ("__eq__", "__ne__")}
+for _name, _method in {**_compared, "__hash__": int.__hash__}.items():
+    setattr(Size, _name, _method)
+    setattr(Option, _name, _method)
+
+
 def is_shape(shape: Any) -> bool:
     """Returns whether `meta["shape"]` of a node is that of one tensor."""
     return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)

@@ -102,7 +102,9 @@ class Reshape(Moving):
                 return None  # channels times channels
             given = [sizes[i][0] if by_number else None for i in after]
             as_image = len(call.x) == 2 and after.start == 1  # from features to channels and space
-            heads = [i - after.start for i in after if i in call.heads]
+            # The size of a batch times the heads is no number of the code.
+            heads = [i for i, n in enumerate(given) if not isinstance(n, Node)]
+            heads = [i for i in heads if i + after.start in call.heads]
             result += _dealt(merged, [shape[i] for i in after], given, as_image, heads)
         for size, axis, (number, path) in zip(shape, result, sizes):
             if number == size and isinstance(number, int) and lay.free(axis):
@@ -330,6 +332,17 @@ class IndexSelect(Moving):
 
 
 @register_operator
+class Gather(Moving):
+    """Entries that another tensor names; all axes keep their width."""
+
+    functions = (torch.gather, torch.take_along_dim, "gather")
+
+    def flow(self, call: Call) -> Any:
+        is_free = any(lay.free(axis) for axes in call.inputs for axis in axes)
+        return None if is_free else list(map(lay.plain, call.shape))
+
+
+@register_operator
 class Repeat(Moving):
     """A tensor side by side with itself."""
 
@@ -502,10 +515,12 @@ class Item(Moving):
         if isinstance(x, tuple):
             return x[index] if isinstance(index, int) else None
         items = index if isinstance(index, tuple) else (index,)
+        at, added = len(items), 0
         if Ellipsis in items:
             at = items.index(Ellipsis)
             n_named = sum(item is not None and item is not Ellipsis for item in items)
-            items = (*items[:at], *[slice(None)] * (len(x) - n_named), *items[at + 1 :])
+            whole = [slice(None)] * (len(x) - n_named)
+            items, added = (*items[:at], *whole, *items[at + 1 :]), len(whole) - 1
         result: Axes = []
         rest = list(x)
         for place, item in enumerate(items):
@@ -515,18 +530,25 @@ class Item(Moving):
                 result.append(rest.pop(0))
             elif isinstance(item, int) and not lay.free(rest[0]):
                 rest.pop(0)
+            elif isinstance(item, Node) and isinstance(entries := call.axes.get(item), list):
+                if sum(isinstance(other, int | Node) for other in items) > 1:
+                    return None
+                lay.fix(rest.pop(0), f"{describe(call.node)} takes its entries by number", True)
+                result += [lay.plain(lay.size(axis)) for axis in entries]
             elif isinstance(item, slice) and not lay.free(rest[0]):
                 result.append(lay.plain(call.shape[len(result)]))
                 rest.pop(0)
-            elif isinstance(item, slice) and Ellipsis not in as_tuple(index):
-                path = ("args", 1, place) if isinstance(index, tuple) else ("args", 1)
+            elif isinstance(item, slice):
+                given = place if place < at else place - added
+                path = ("args", 1, given) if isinstance(index, tuple) else ("args", 1)
                 part = _sliced(call, rest.pop(0), item, path)
                 if part is None:
                     return None
                 result.append(part)
             else:
                 return None
-        return [*result, *rest]
+        result += rest
+        return result if [lay.size(axis) for axis in result] == list(call.shape) else None
 
 
 def _sliced(call: Call, axis: Layout, item: slice, path: Path) -> Layout | None:

@@ -355,6 +355,13 @@ class _Walk:
             for call in self.calls
             for path, axis in call.literals
         )
+        options = tuple(
+            (option, side_of(self.axes[node][dim]))
+            for graph in self.graphs
+            for node in graph.graph.nodes
+            for dim, option in node.meta.get("compared", ())
+            if option == node.meta["shape"][dim] and lay.free(self.axes[node][dim])
+        )
         mixing = tuple(
             Mixing(describe(call.node), side_of(axis), averages)
             for call in self.calls
@@ -385,7 +392,8 @@ class _Walk:
         )
         tensors = {path: sizes(axes) for path, axes in self.tensors.items()}
         return Channels(
-            tuple(self.graphs), example_input, tuple(order), inputs, outputs, literals, mixing,
+            tuple(self.graphs), example_input, tuple(order), inputs, outputs, literals, options,
+            mixing,
             tuple(sums.values()), shapes, tensors, self.only_code, n_parameters,
         )  # fmt: skip
 

@@ -184,23 +184,26 @@ def _leaves(node: Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:
 
 def _set_options(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> bool:
     """Gives modules the numbers that their code reads off them; returns whether there are any."""
-    found = False
+    wanted = [(option, side.width_in(widths)) for option, side in channels.options]
     for literal in channels.literals:
         nodes = channels.graphs[literal.graph].graph.nodes
         node = next(node for node in nodes if node.name == literal.node)
-        given, wanted = argument_at(node, literal.path), literal.value_in(widths)
+        given, size = argument_at(node, literal.path), literal.value_in(widths)
         numbers = given if isinstance(given, tuple | list) else [given]
-        for number, value in zip(numbers, [wanted] if isinstance(wanted, int) else wanted):
-            if isinstance(number, Option):
-                module = model.get_submodule(number.path)
-                new: Any = value
-                if number.index is not None:
-                    new = list(attrgetter(number.key)(module))
-                    new[number.index] = value
-                    new = tuple(new)
-                setattr(module, number.key, new)
-                found = True
-    return found
+        wanted += [
+            (number, value)
+            for number, value in zip(numbers, [size] if isinstance(size, int) else size)
+            if isinstance(number, Option)
+        ]
+    for option, value in wanted:
+        module = model.get_submodule(option.path)
+        new: Any = value
+        if option.index is not None:
+            new = list(attrgetter(option.key)(module))
+            new[option.index] = value
+            new = tuple(new)
+        setattr(module, option.key, new)
+    return bool(wanted)
 
 
 def _same(given: Any, wanted: Any) -> bool:

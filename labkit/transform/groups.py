@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.operators.base import operator_of
+from labkit.operators.nodes import Option
 from labkit.transform.graph import Example, layer_nodes
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ class Channels:
         inputs: fx name of a layer → its input channels.
         outputs: fx name of a layer → its output channels.
         literals: Numbers in the network's code that follow a width.
+        options: Numbers that modules have as attributes, and the code compares with a size: each
+            with that size.
         mixing: What copied channels may change the result of.
         sums: Sums over channels which stay as they are, since a layer before them is divided.
         sizes: For each graph, fx name of each node that is a tensor → the size of each of its axes,
@@ -204,6 +207,7 @@ class Channels:
     inputs: Mapping[str, Side]
     outputs: Mapping[str, Side]
     literals: tuple[Literal, ...]
+    options: tuple[tuple[Option, Side], ...]
     mixing: tuple[Mixing, ...]
     sums: tuple[Sum, ...]
     sizes: tuple[Mapping[str, Sizes], ...]

@@ -74,7 +74,7 @@ class Sum:
             written = (
                 [] if operator is None else [n for n, a in operator.tensors.items() if OUT in a]
             )
-            tensors = [getattr(layer, name) for name in written]
+            tensors = [getattr(layer, name) for name in written if hasattr(layer, name)]
         entries = size.positions(chosen) if isinstance(size, Side) else torch.arange(size)
         places = self.places[entries]
         share = torch.where(places < 0, 1.0, share[places])

@@ -73,9 +73,11 @@ class _Value(Proxy):
         return super().__getattr__(name) if callable(found) else found
 
     def __iter__(self) -> Iterator[Any]:
+        items: Any = self  # a Proxy can be indexed, which its stub does not say
         if isinstance(self.value, tuple | list):
-            items: Any = self  # a Proxy can be indexed, which its stub does not say
             return iter([items[index] for index in range(len(self.value))])
+        if isinstance(self.value, torch.Tensor) and isinstance(n := self.size(0), Size):
+            return iter([items[index] for index in range(n)])  # no batch
         return super().__iter__()
 
     def __len__(self) -> int:
