@@ -76,6 +76,10 @@ class Elementwise(Operator):
         "addcdiv", "lerp", "masked_fill", "masked_fill_",
     )  # fmt: skip
 
+    def example(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        alone = len(args) == 1 and not kwargs and not any(True for _ in module.parameters())
+        return args[0] if alone else module(*args, **kwargs)
+
     def flow(self, call: Call) -> Any:
         """Joins the axes that meet, aligned at the last one; those of size 1 are broadcast."""
         if not all(isinstance(axes, list) for axes in call.inputs):

@@ -62,6 +62,14 @@ class Pooling(Spatial):
         F.max_unpool2d, F.max_unpool3d,
     )  # fmt: skip
 
+    def example(self, module: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or x.ndim != spatial_rank(module) + 2:
+            return module(x, *args, **kwargs)
+        y = module(x[:1, :1])
+        return (
+            y.new_empty((*x.shape[:2], *y.shape[2:])) if isinstance(y, torch.Tensor) else module(x)
+        )
+
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         return math.prod(read[0])
 

@@ -109,8 +109,8 @@ class Convolution(Layer):
             return module(x)  # which fails, or knows what to do
         thin: Any = copy.copy(module)  # of one channel
         vars(thin).update(groups=1, _parameters={"weight": weight[:1, :1], "bias": None})
-        y = thin(x[:, :1])
-        return y.new_empty((len(y), module.out_channels, *y.shape[2:]))
+        y = thin(x[:1, :1])
+        return y.new_empty((len(x), module.out_channels, *y.shape[2:]))
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         # Each weight of [out, in / groups, *kernel] meets each output.

@@ -50,13 +50,14 @@ def carried(
             part = part.index_select(dim, places % tensor.shape[dim] if dim else places)
             along = [-1 if i == dim else 1 for i in range(tensor.ndim)]
             if axis is IN:
-                part = part * share.chunk(groups)[block].view(along)
+                part.mul_(share.chunk(groups)[block].view(along))  # it was made just now
             if axis is written:
                 copied = _copied(chosen).chunk(groups)[block].view(along)
         if noise:
             part = part + noise * tensor.std() * torch.randn_like(part) * copied
         blocks.append(part)
-    return torch.cat(blocks).contiguous(memory_format=layout_of(tensor))
+    joined = torch.cat(blocks) if groups > 1 else blocks[0]
+    return joined.contiguous(memory_format=layout_of(tensor))
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:
