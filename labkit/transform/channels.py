@@ -368,12 +368,12 @@ class _Walk:
             for axis, averages in call.mixing
             if lay.free(axis)
         )
-        sums: dict[str, Sum] = {}  # by layer: the graph of training has the same
+        sums: dict[Any, Sum] = {}  # the graph of training has the same
         for call in self.calls:
             for summed in (each for each in call.sums if lay.free(each.axis)):
                 side = side_of(summed.axis)
                 if (found := find_sum(call.node, summed, side)) is not None:
-                    sums[found.path] = found
+                    sums[found.path, tuple(found.places.tolist())] = found
                 else:
                     mixing += (Mixing(describe(call.node), side, averages=False),)
 
