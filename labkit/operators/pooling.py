@@ -137,20 +137,22 @@ class Extreme(Operator):
     Attributes:
         averages: Whether copying all channels equally often leaves the result as it is; `None`
             where copies never change it.
+        dim_at: Where the axes are among its arguments; behind them is whether they are kept.
     """
 
     averages: ClassVar[bool | None] = None
+    dim_at: ClassVar[int] = 1
     functions: ClassVar[Functions] = (torch.amax, torch.amin, "amax", "amin")
 
     def flow(self, call: Call) -> Any:
-        dims = call.argument(1, "dim")
+        dims = call.argument(self.dim_at, "dim")
         if dims is None or not is_shape(call.shape):
             return None
         dims = {dim % len(call.x) for dim in as_tuple(dims)}
         for dim in dims:
             if self.averages is not None and lay.free(call.x[dim]):
                 call.mix(call.x[dim], averages=self.averages)
-        if call.argument(2, "keepdim", False):
+        if call.argument(self.dim_at + 1, "keepdim", False):
             return [lay.plain(1) if i in dims else axis for i, axis in enumerate(call.x)]
         return [axis for i, axis in enumerate(call.x) if i not in dims]
 
@@ -186,6 +188,15 @@ class Sum(Extreme):
     def flow(self, call: Call) -> Any:
         by_hand = all(map(is_mean, call.node.users))
         return MEAN.flow(call) if by_hand else super().flow(call)
+
+
+@register_operator
+class Norm(Extreme):
+    """The root of a sum of squares, or another norm."""
+
+    averages = False
+    dim_at = 2
+    functions = (torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm")
 
 
 @register_operator

@@ -226,7 +226,7 @@ def channel_multiplier_transform_pass(
     )
     reasons: tuple[str, ...] = ()
     if weights == "keep":
-        reasons = (*inexact(channels, widths), *by_code)
+        reasons = tuple(dict.fromkeys((*inexact(channels, widths), *by_code)))
         wider = all(widths[group.name] >= group.width for group in channels.free)
         if strict and wider and reasons:
             raise LabkitError(f"weights: they cannot be kept exactly: {'; '.join(reasons)}")

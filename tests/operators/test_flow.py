@@ -92,6 +92,8 @@ def around(what: Function) -> tuple[nn.Module, Channels]:
         (lambda x: x.mean((2, 3), True).expand_as(x), (8, 5, 4)),
         (lambda x: x.mean((2, 3)), (8,)),
         (lambda x: x.sum(-1), (8, 5)),
+        (lambda x: torch.norm(x, 2, (2, 3)), (8,)),
+        (lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True), (1, 5, 4)),
         (lambda x: torch.sum(x, 1), (5, 4)),
         (lambda x: torch.amax(x, 1, keepdim=True), (1, 5, 4)),
         (lambda x: torch.cat([x, x], 1), (16, 5, 4)),

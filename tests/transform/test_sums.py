@@ -55,6 +55,7 @@ def test_wider_channels_leave_the_scores(scores: Function, multiplier: float) ->
         lambda net, q, k: q @ q.mT,
         lambda net, q, k: (q @ k.mT) * (k + q).amax((1, 2), keepdim=True),
         lambda net, q, k: q.tanh() @ (1 / k).mT,
+        lambda net, q, k: (q @ k.mT) / k.norm(dim=-1, keepdim=True),
         lambda net, q, k: (q * q.size(-1)) @ q.tanh().mT,
         lambda net, q, k: q.tanh() @ k.tanh().mT,
         lambda net, q, k: (q @ k.mT) + F.scaled_dot_product_attention(q, k, k).amax(-1, True),
@@ -62,6 +63,7 @@ def test_wider_channels_leave_the_scores(scores: Function, multiplier: float) ->
 )
 def test_where_no_layer_can_be_divided_the_sum_is_named(scores: Function) -> None:
     info = widened(trained(Scores(scores)), X, 2, groups=True)
+    assert len(set(info.inexact)) == len(info.inexact)
     reasons = "computes over channels, whose number grows", "has a number of the widths"
     assert any(reason in each for each in info.inexact for reason in reasons)
 
