@@ -8,6 +8,7 @@ and answer to Ctrl-C.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import os
 import pickle
@@ -111,8 +112,9 @@ def serve() -> None:
             answer: tuple[Any, Exception | None] = function(*args), None
         except Exception as error:  # the other end raises it
             answer = None, error
-        pickle.dump(answer, answers)
-        answers.flush()
+        with contextlib.suppress(BrokenPipeError):  # of a driver that was killed: see _receive
+            pickle.dump(answer, answers)
+            answers.flush()
 
 
 def _receive(calls: queue.SimpleQueue[Any]) -> None:
