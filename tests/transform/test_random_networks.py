@@ -34,6 +34,7 @@ class Program(nn.Module):
         self.steps: list[Step] = []
         self.layers = nn.ModuleList()
         self.heads = nn.ModuleList()
+        self.tensors = nn.ParameterList()
 
     def layer(self, module: nn.Module) -> int:
         """Adds a layer and returns its number."""
@@ -83,6 +84,10 @@ class Program(nn.Module):
                 return [x.reshape(x.size(0), argument, 2, 2)]
             case "mean":
                 return [x.mean((2, 3))]
+            case "scale":
+                return [x * self.tensors[argument]]
+            case "centre":
+                return [x - (x.sum(1) / x.shape[1]).unsqueeze(1)]
             case "gate":
                 squeeze, excite = argument
                 gate = self.layers[squeeze](x.mean((2, 3), keepdim=True)).relu()
@@ -109,11 +114,11 @@ def divisors(n: int) -> st.SearchStrategy[int]:
 IMAGE_STEPS = [
     "conv", "grouped", "depthwise", "transposed", "norm", "activation", "add", "mul", "cat",
     "chunk", "split", "slice", "half", "shuffle", "pool", "view", "flatten", "mean", "gate",
-    "channels last",
+    "channels last", "scale", "centre",
 ]  # fmt: skip
 FLAT_STEPS = [
     "linear", "norm", "activation", "add", "mul", "cat", "chunk", "split", "slice", "half",
-    "unflatten",
+    "unflatten", "scale", "centre",
 ]  # fmt: skip
 
 
@@ -124,7 +129,7 @@ def programs(draw: st.DrawFn) -> Program:  # noqa: PLR0915
     values = [torch.randn(2, 3, 8, 8)]
     width = st.integers(1, 6)
 
-    def drawn(source: int) -> Step | None:
+    def drawn(source: int) -> Step | None:  # noqa: PLR0915
         """A step that reads a value, or `None` if the one drawn does not suit it."""
         x = values[source]
         n, is_image = x.shape[1], x.ndim == 4
@@ -179,8 +184,11 @@ def programs(draw: st.DrawFn) -> Program:  # noqa: PLR0915
                 return operator, (source,), draw(st.booleans())
             case "unflatten" if n % 4 == 0:
                 return operator, (source,), n // 4
-            case "mean":
+            case "mean" | "centre":
                 return operator, (source,), None
+            case "scale":
+                program.tensors.append(nn.Parameter(torch.ones(n, *[1] * (x.ndim - 2))))
+                return operator, (source,), len(program.tensors) - 1
             case "gate":
                 middle = draw(width)
                 layers = nn.Conv2d(n, middle, 1), nn.Conv2d(middle, n, 1)
