@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Functions, Operator, Path, register_operator
+from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Path, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
 from labkit.operators.elementwise import Elementwise, meet
 from labkit.operators.layout import Layout
@@ -79,8 +79,8 @@ class Reshape(Moving):
     (`[x, 4, 4]` → `[x · 16]`), or be dealt into groups (`[x]` → `[2, x / 2]`).
     """
 
-    modules = (nn.Flatten,)
-    functions = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+    modules: ClassVar[Modules] = (nn.Flatten,)
+    functions: ClassVar[Functions] = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 
     def flow(self, call: Call) -> Any:
         shape = call.shape
@@ -198,6 +198,20 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[range, 
 
 
 @register_operator
+class ReshapeAs(Reshape):
+    """A reshaping to the shape of another tensor."""
+
+    modules = ()
+    functions = ("reshape_as", "view_as")
+
+    def flow(self, call: Call) -> Any:
+        axes = super().flow(call)
+        for axis, other in zip(axes or (), call.inputs[-1]):
+            lay.join(axis, other)
+        return axes
+
+
+@register_operator
 class Permute(Moving):
     """Puts axes in another order, or adds axes of size 1."""
 
@@ -243,8 +257,9 @@ class Expand(Moving):
         x, shape = call.x, call.shape
         if len(call.inputs) > 1:
             return Elementwise.flow(self, call)  # type: ignore[arg-type]
+        x = [*map(lay.plain, [1] * (len(shape) - len(x))), *x]
         repeated = [lay.size(axis) != size for axis, size in zip(x, shape)]
-        if len(shape) != len(x) or any(r and lay.free(axis) for r, axis in zip(repeated, x)):
+        if any(r and lay.free(axis) for r, axis in zip(repeated, x)):
             return None
         for axis, (size, path) in zip(x, _sizes(call.node)):
             if lay.free(axis) and isinstance(size, int) and size != -1:
