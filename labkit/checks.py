@@ -84,6 +84,17 @@ def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
     return list(kind.model_fields)
 
 
+def as_path(key: str, given: object) -> Path:
+    """Returns a path that a user gave.
+
+    Raises:
+        LabkitError: It is something else.
+    """
+    if not isinstance(given, str | Path):
+        raise LabkitError(f"{key}: expected a path, got {shown(given)}")
+    return Path(given)
+
+
 def readable(key: str, path: Path) -> Path:
     """Returns the path of a file that can be read into memory.
 

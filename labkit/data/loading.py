@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.checks import check_memory, readable
+from labkit.checks import as_path, check_memory, readable
 from labkit.data.dataset import Dataset, encode, hold_out
 from labkit.data.jets import embedded_jets, openml_jets, read_jets
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
@@ -42,7 +42,7 @@ def load_data(name: str | Path, *, path: str | Path | None = None, label: str = 
     if path is not None and name != "jsc":
         raise LabkitError(f"path: only the data set 'jsc' takes one, not {str(name)!r}")
     if path is not None:
-        return read_jets(readable("path", Path(path)))
+        return read_jets(readable("path", as_path("path", path)))
     file, suffix = Path(name), Path(name).suffix.lower()
     if str(name) in DATA:
         return DATA[str(name)]()

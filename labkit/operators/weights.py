@@ -37,6 +37,7 @@ def carried(
     if tensor.is_meta:
         n_in, n_out = len(inputs), len(outputs)
         return tensor.new_empty(resized(tensor.shape, axes, n_in, n_out, groups))
+    spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
     share = 1 / inputs.bincount()[inputs].to(tensor.dtype)
     written = OUT if OUT in axes else EACH
     blocks = []
@@ -54,7 +55,7 @@ def carried(
             if axis is written:
                 copied = _copied(chosen).chunk(groups)[block].view(along)
         if noise:
-            part = part + noise * tensor.std() * torch.randn_like(part) * copied
+            part = part + noise * spread * torch.randn_like(part) * copied
         blocks.append(part)
     joined = torch.cat(blocks) if groups > 1 else blocks[0]
     return joined.contiguous(memory_format=layout_of(tensor))

@@ -16,6 +16,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import optuna_dashboard
 
+from labkit.checks import as_path
 from labkit.errors import LabkitError
 from labkit.study.record import Trial
 from labkit.study.studies import open_study, read_trials
@@ -43,7 +44,7 @@ class Dashboard:
     """
 
     def __init__(self, folder: str | Path, port: int | None = None):
-        app = _WithNotes(Path(folder))
+        app = _WithNotes(as_path("folder", folder))
         try:
             self._server = make_server(HOST, port or 0, app, _Server, _QuietHandler)
         except (OSError, OverflowError) as error:

@@ -145,7 +145,7 @@ class SearchConfig(Table):
     label: str = "label"
     task: Literal["cls", "classification"] = "cls"
     max_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(256, ge=2, lt=2**31)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
     project: str = DEFAULT_PROJECT

@@ -14,7 +14,7 @@ from pydantic import FiniteFloat, PositiveInt
 from torch import nn
 
 from labkit import names
-from labkit.checks import Table, check_memory, checked, readable
+from labkit.checks import Table, as_path, check_memory, checked, readable
 from labkit.errors import LabkitError, in_words
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
@@ -132,7 +132,7 @@ def load_best(
     Example:
         >>> network = labkit.load_best("results/jsc_toy")
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     trained = _trained(folder)
     if not trained:
         raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")

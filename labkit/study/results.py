@@ -17,7 +17,7 @@ import optuna
 import pandas as pd
 from torch import nn
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.study.front import Front
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
@@ -73,6 +73,8 @@ class Results:
         Raises:
             LabkitError: It is none, or cannot be read.
         """
+        if not isinstance(study, optuna.Study):
+            raise LabkitError(f"study: expected one of Optuna's, got {shown(study)}")
         with faults_of(study.study_name):
             return cls(read_trials(study), describe(study), read_replicates(study))
 

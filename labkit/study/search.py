@@ -15,8 +15,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from labkit import runtime
+from labkit.checks import as_path
 from labkit.data import Dataset
-from labkit.errors import LabkitError, in_words, shown
+from labkit.errors import LabkitError, shown
 from labkit.study.config import SearchConfig, Widths, load_config, simple_tables
 from labkit.study.experiment import Experiment
 from labkit.study.files import (
@@ -95,8 +96,9 @@ class Search:
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )
-        with in_words(f"folder: expected a path, got {shown(folder)}"):
-            self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else as_path("folder", folder)
+        if not isinstance(storage, str | None):
+            raise LabkitError(f"storage: expected a URL, got {shown(storage)}")
         known = self.folder and kept_in(self.folder)[0]
         kept = storage or checked.search.strategy.setup.storage or known
         if isinstance(kept, str):  # the folder remembers it

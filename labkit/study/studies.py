@@ -20,7 +20,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
-from labkit.errors import LabkitError
+from labkit.checks import as_path
+from labkit.errors import LabkitError, in_words
 from labkit.runtime import quiet_optuna
 from labkit.study.config import DEFAULT_PROJECT, SetupTable, read_toml
 from labkit.study.fingerprint import Identity, difference
@@ -69,9 +70,11 @@ def open_study(folder: str | Path) -> optuna.Study:
     Raises:
         LabkitError: The folder holds no study, or its storage cannot be opened.
     """
-    storage, name = kept_in(Path(folder))
-    if isinstance(storage, Path) and not storage.is_file():
-        raise LabkitError(f"folder: {str(folder)!r} holds no study.db; `labkit search` makes one")
+    storage, name = kept_in(as_path("folder", folder))
+    with in_words(f"folder: cannot read {str(folder)!r}"):
+        if isinstance(storage, Path) and not storage.is_file():
+            made = "`labkit search` makes one"
+            raise LabkitError(f"folder: {str(folder)!r} holds no study.db; {made}")
     opened = open_storage(storage)
     names = [study.study_name for study in opened.get_all_studies()]
     if name is None and len(names) != 1:

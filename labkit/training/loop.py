@@ -187,7 +187,11 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
     if not isinstance(data, Dataset):
         made = "labkit.Dataset.from_arrays makes one"
         raise LabkitError(f"data: expected a Dataset, got {shown(data)}; {made}")
+    if settings is not None and not isinstance(settings, TrainSettings):
+        raise LabkitError(f"settings: expected TrainSettings, got {shown(settings)}")
     if settings is not None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise LabkitError("model: it has no weights that can be trained")
         n_steps(len(data.x_train[: settings.num_samples]), settings)
     was_training, row = model.training, data.x_val[:1]
     rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from labkit.checks import Table
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 
 
 class TrainSettings(Table):
@@ -32,7 +32,7 @@ class TrainSettings(Table):
     """
 
     max_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(256, ge=2, lt=2**31)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -60,7 +60,7 @@ def n_steps(rows: int, settings: TrainSettings) -> int:
     steps, warmup = settings.max_epochs * n_batches(rows, settings), settings.num_warmup_steps
     if warmup >= steps:
         said = f"expected fewer than the {steps} steps of a training on {rows} rows"
-        raise LabkitError(f"num_warmup_steps: {said}, got {warmup}")
+        raise LabkitError(f"num_warmup_steps: {said}, got {shown(warmup)}")
     return steps
 
 

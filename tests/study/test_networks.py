@@ -12,6 +12,7 @@ from labkit.study.config import load_config, simple_tables
 from labkit.study.files import write_config
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Candidate, Outcome, Record
+from labkit.study.results import Results
 from labkit.transform import Plan, apply, find_channels
 from tests.study.conftest import trial
 
@@ -125,3 +126,35 @@ def test_a_module_of_ones_own_has_to_be_given(tmp_path: Path) -> None:
     write_config(load_config({"model": "Net", "dataset": "rows", **simple_tables([1])}), tmp_path)
     with pytest.raises(LabkitError, match="unknown network 'Net'.*; a module of one's own"):
         load_best(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"plan": {"_0": 2 * 10**8}},
+            "plan: _0: expected a positive multiple of 1, at most 1048576",
+        ),
+        ({"plan": {"_0": "wide"}}, r"trial_0\.json\.plan\._0: expected a valid integer"),
+        ({"plan": [1]}, r"trial_0\.json\.plan: expected"),
+        ({"input_shape": [10**9, 10**9]}, "input_shape: one row takes 4,000,000,000.0 GB"),
+        ({"input_shape": [-3]}, r"trial_0\.json\.input_shape\.0: expected greater than 0"),
+    ],
+)
+def test_a_description_is_checked_before_it_is_built(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    keep(tmp_path, 0.75, 0.5)
+    path = tmp_path / "best" / "trial_0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(LabkitError, match=message):
+        FrontNetworks(tmp_path, MODEL, CHANNELS, (3,)).open(0)
+    assert load_best(tmp_path, 1, model=MODEL)[0].out_features == 2
+
+
+@pytest.mark.parametrize("folder", [None, 5, ["a"]])
+def test_a_folder_is_a_path(folder: object) -> None:
+    with pytest.raises(LabkitError, match="^folder: expected a path, got"):
+        load_best(folder)
+    with pytest.raises(LabkitError, match="^study: expected one of Optuna's, got"):
+        Results.from_study(folder)

@@ -206,3 +206,10 @@ def test_a_schedule_needs_steps(blobs: Dataset) -> None:
     ):
         train(nn.Linear(16, 5), blobs, few)
     train(nn.Linear(16, 5), blobs, few.model_copy(update={"num_warmup_steps": 3}))
+
+
+def test_weights_and_settings_are_needed(blobs: Dataset) -> None:
+    with pytest.raises(LabkitError, match="^model: it has no weights that can be trained"):
+        train(nn.Linear(16, 5).requires_grad_(False), blobs)
+    with pytest.raises(LabkitError, match="^settings: expected TrainSettings, got 5"):
+        train(nn.Linear(16, 5), blobs, 5)

@@ -503,3 +503,11 @@ def test_noise_where_a_width_shrinks(multiplier: float) -> None:
     # Nothing was copied, so there is nothing to tell apart.
     for a, b in zip(kept.parameters(), noisy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_noise_where_there_is_one_weight() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    wide = apply(model, Plan((("_0", 3),)), weights="keep", noise=0.1, seed=0)
+    first, *copied = wide[0].weight.flatten().tolist()
+    assert first == model[0].weight.item()
+    assert 0 < abs(copied[0] - first) < abs(first)
