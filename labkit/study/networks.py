@@ -201,7 +201,7 @@ def _is_whole(folder: Path, trial: Trial) -> bool:
     try:
         with safetensors.safe_open(folder / "best" / f"trial_{trial.number}.safetensors", "pt"):
             return _description(folder, trial.number).plan == trial.record.widths
-    except (OSError, safetensors.SafetensorError, LabkitError):
+    except (OSError, MemoryError, safetensors.SafetensorError, LabkitError):
         return False
 
 
