@@ -97,7 +97,7 @@ class Search:
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )
         self.folder = None if folder is None else as_path("folder", folder)
-        if not isinstance(storage, str | None):
+        if not isinstance(storage, str | BaseStorage | None):
             raise LabkitError(f"storage: expected a URL, got {shown(storage)}")
         known = self.folder and kept_in(self.folder)[0]
         kept = storage or checked.search.strategy.setup.storage or known
