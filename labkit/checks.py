@@ -88,11 +88,12 @@ def as_path(key: str, given: object) -> Path:
     """Returns a path that a user gave.
 
     Raises:
-        LabkitError: It is something else.
+        LabkitError: It is something else, or too long for one.
     """
-    if not isinstance(given, str | Path):
-        raise LabkitError(f"{key}: expected a path, got {shown(given)}")
-    return Path(given)
+    with in_words(f"{key}: expected a path, got {shown(given)}"):
+        path = Path(given)  # type: ignore[arg-type]
+        path.exists()  # raises where no file can have such a name
+    return path
 
 
 def readable(key: str, path: Path) -> Path:

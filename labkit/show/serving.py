@@ -17,7 +17,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import optuna_dashboard
 
 from labkit.checks import as_path
-from labkit.errors import LabkitError
+from labkit.errors import in_words, shown
 from labkit.study.record import Trial
 from labkit.study.studies import open_study, read_trials
 
@@ -45,10 +45,9 @@ class Dashboard:
 
     def __init__(self, folder: str | Path, port: int | None = None):
         app = _WithNotes(as_path("folder", folder))
-        try:
-            self._server = make_server(HOST, port or 0, app, _Server, _QuietHandler)
-        except (OSError, OverflowError) as error:
-            raise LabkitError(f"port: {port} cannot be used: {error}") from error
+        with in_words(f"port: {shown(port)} cannot be used"):
+            at = 0 if port is None else port
+            self._server = make_server(HOST, at, app, _Server, _QuietHandler)
         guard = _Guard(app, self._server.server_port)
         self._server.set_app(guard)
         self.link = f"{guard.origin}/dashboard?token={guard.token}"

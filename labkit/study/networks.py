@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from labkit import names
 from labkit.checks import Table, as_path, check_memory, checked, readable
-from labkit.errors import LabkitError, in_words
+from labkit.errors import LabkitError, in_words, shown
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
 from labkit.study.files import write
@@ -138,9 +138,9 @@ def load_best(
         raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")
     if number is None:
         number = max(trained, key=lambda n: trained[n].get("accuracy", 0.0))
-    if number not in trained:
+    if not isinstance(number, Hashable) or number not in trained:
         raise LabkitError(
-            f"number: trial {number} is not on the front; expected one of {sorted(trained)}"
+            f"number: trial {shown(number)} is not on the front; expected one of {sorted(trained)}"
         )
     if number not in saved_networks(folder):
         raise LabkitError(
@@ -157,9 +157,10 @@ def _trained(folder: Path) -> dict[int, Metrics]:
         front = Results.from_study(open_study(folder)).front_trials
         return {t.number: t.record.software_metrics for t in front if t.record.history}
     except LabkitError:
-        described = {}
+        described: dict[int, Metrics] = {}
         for number in sorted(saved_networks(folder)):
-            with contextlib.suppress(LabkitError):
+            described[number] = {}
+            with contextlib.suppress(LabkitError):  # which opening this one says
                 described[number] = _description(folder, number).software_metrics
         return described
 
@@ -199,9 +200,10 @@ def stack_of(folder: Path, number: int) -> tuple[int, list[Candidate]]:
 def _is_whole(folder: Path, trial: Trial) -> bool:
     """Whether the files of a trial's network are there, and neither cut nor another network's."""
     try:
-        with safetensors.safe_open(folder / "best" / f"trial_{trial.number}.safetensors", "pt"):
+        path = readable("folder", folder / "best" / f"trial_{trial.number}.safetensors")
+        with safetensors.safe_open(path, "pt"):
             return _description(folder, trial.number).plan == trial.record.widths
-    except (OSError, MemoryError, safetensors.SafetensorError, LabkitError):
+    except (OSError, safetensors.SafetensorError, LabkitError):
         return False
 
 

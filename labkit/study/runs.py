@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from labkit.checks import readable
 from labkit.data import Dataset
 from labkit.study.files import write
 from labkit.study.storage import without_password
@@ -51,7 +52,7 @@ def add_run(folder: Path, seed: int, data: Dataset) -> None:
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """Returns the runs of a folder, the latest one last; those that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        runs = json.loads((folder / FILE).read_text())
+        runs = json.loads(readable("folder", folder / FILE).read_text())
         return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
     return []
 

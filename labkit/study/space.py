@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from torch import nn
 
 from labkit import names
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 from labkit.transform.channels import find_channels
 from labkit.transform.graph import Example
 from labkit.transform.groups import Channels
@@ -203,6 +203,8 @@ def count(space: SearchSpaceBase) -> Count:
     Networks are counted while the space has at most `MAX_ENUMERATED` configurations. Beyond, their
     number is bounded by the product, over channel groups, of the widths that some layer can give.
     """
+    if not isinstance(space, SearchSpaceBase):
+        raise LabkitError(f"space: expected one of a search, got {shown(space)}")
     configurations = space.n_configurations
     if space.distinct:
         return Count(configurations, configurations, True)

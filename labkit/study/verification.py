@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from labkit import names, runtime
+from labkit.checks import as_path
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.config import load_config
@@ -76,7 +77,7 @@ def verify(
         >>> labkit.verify("results/jsc_toy").agrees
         True
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     with names.opening(trust=trust):
         experiment = Experiment(load_config(folder / "config.toml"), model, data)
     results = Results.from_study(open_study(folder))

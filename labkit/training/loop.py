@@ -95,7 +95,8 @@ def fit(
     """Trains the networks of a learner; see `train` and `labkit.training.stack.fit_stack`."""
     network = learner.network
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
-    generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
+    with in_words(f"seed: expected a whole number below 2**64, got {shown(seeds)}"):
+        generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
     optimizer = make_optimizer(network, settings)
     scheduler = make_scheduler(optimizer, len(x), settings)
     trained = [Trained(model) for model in learner.models]
@@ -162,7 +163,7 @@ def train(
         DivergenceError: The loss became NaN or infinite.
         LabkitError: The network does not fit the data.
     """
-    settings = settings or TrainSettings()
+    settings = TrainSettings() if settings is None else settings
     check_fit(model, data, settings)
     of_one = None if on_epoch is None else lambda metrics: on_epoch(*metrics)
     [trained] = fit(Learner(model), data, settings, [seed], on_epoch=of_one, on_step=on_step)
@@ -190,8 +191,6 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
     if settings is not None and not isinstance(settings, TrainSettings):
         raise LabkitError(f"settings: expected TrainSettings, got {shown(settings)}")
     if settings is not None:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise LabkitError("model: it has no weights that can be trained")
         n_steps(len(data.x_train[: settings.num_samples]), settings)
     was_training, row = model.training, data.x_val[:1]
     rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
@@ -205,3 +204,5 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
     if got != expected:
         wanted = f"logits of shape {expected} for the {len(data.classes)} classes of {data.name}"
         raise LabkitError(f"model: expected {wanted}, got {got}")
+    if settings is not None and not any(weight.requires_grad for weight in model.parameters()):
+        raise LabkitError("model: it has no weights that can be trained")

@@ -13,6 +13,7 @@ memory, which matters more to the speed than anything else.
 import contextlib
 import copy
 import itertools
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
-from labkit.errors import DivergenceError, LabkitError
+from labkit.errors import DivergenceError, LabkitError, in_words
 from labkit.operators.stacking import Stack
 from labkit.runtime import TIMED_STEPS, faster_threads
 from labkit.training.loop import Learner, Trained, check_fit, fit, train
@@ -73,16 +74,19 @@ def train_stack(
         NotStackable: The network mixes channels; train it by `labkit.training.train`.
         LabkitError: The network does not fit the data, or a plan is for another network.
     """
-    seeds = [seeds] * len(plans) if isinstance(seeds, int) else list(seeds)
+    with in_words("plans, data, seeds: expected a plan and a seed a candidate, and a Dataset"):
+        seeds = [seeds] * len(plans) if isinstance(seeds, int) else list(map(operator.index, seeds))
+        example, device = data.x_val[:1], data.x_train.device
     if len(seeds) != len(plans):
         raise LabkitError(f"seeds: expected one or {len(plans)}, one a plan, got {len(seeds)}")
-    if channels is None:
-        channels = find_channels(model, data.x_val[:1])
+    if not seeds:
+        return []
+    channels = find_channels(model if channels is None else channels, example)
     networks = [apply(model, plan, channels=channels, weights=weights) for plan in plans]
     if weights == "fresh":
         networks = [initialise(network, seed) for network, seed in zip(networks, seeds)]
-    networks = [network.to(data.x_train.device) for network in networks]
-    settings = settings or TrainSettings()
+    networks = [network.to(device) for network in networks]
+    settings = TrainSettings() if settings is None else settings
     return fit_stack(networks, channels, data, settings, seeds, on_epoch=on_epoch, on_step=on_step)
 
 

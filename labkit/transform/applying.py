@@ -65,7 +65,7 @@ def apply(
         LabkitError: The plan names other channel groups than the network has, or a width that its
             group cannot have, or the network's code does not work with it.
     """
-    channels = find_channels(model, example_input) if channels is None else channels
+    channels = find_channels(model if channels is None else channels, example_input)
     return _applied(model, plan, channels, weights=weights, seed=seed, noise=noise)[0]
 
 

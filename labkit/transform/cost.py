@@ -43,7 +43,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.operators.base import Shape, operator_of
 from labkit.operators.nodes import is_shape, module_of
 from labkit.transform.channels import find_channels
@@ -125,11 +125,11 @@ class Counting(NamedTuple):
         """Returns the options; raises where one is out of range."""
         if convention not in CONVENTIONS:
             raise LabkitError(
-                f"convention: unknown {convention!r}; {did_you_mean(convention, CONVENTIONS)}"
+                f"convention: unknown {shown(convention)}; {did_you_mean(convention, CONVENTIONS)}"
             )
         for key, value in (("batch_size", batch_size), ("precision", precision)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise LabkitError(f"{key}: expected a positive integer, got {value!r}")
+                raise LabkitError(f"{key}: expected a positive integer, got {shown(value)}")
         return cls(batch_size, convention, precision)
 
     def price(self, node: Node, shapes: Shapes, old_shapes: Shapes, parameters: int) -> LayerCost:

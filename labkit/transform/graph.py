@@ -30,7 +30,13 @@ _tracing = threading.RLock()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the network inside of `DataParallel` and what `torch.compile` returns."""
+    """Returns the network inside of `DataParallel` and what `torch.compile` returns.
+
+    Raises:
+        LabkitError: It is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise LabkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     inner: Any = getattr(model, "_orig_mod", None)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = model.module
@@ -73,8 +79,6 @@ def trace(
         LabkitError: The model is not a module, has lazy layers, cannot be traced, or does not take
             the example.
     """
-    if not isinstance(model, nn.Module):
-        raise LabkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):

@@ -37,9 +37,9 @@ def fuzz(kind: str, cases: int, drawn: int) -> int:
     )  # fmt: skip
     @given(KINDS[kind].cases)
     def run(case: object) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as home:
             try:
-                outcomes[judge(lambda: KINDS[kind].run(case, Path(folder)), Path(folder))] += 1
+                outcomes[judge(lambda: KINDS[kind].run(case, Path.cwd()), Path(home))] += 1
             except BrokenError as error:
                 outcomes["broken"] += 1
                 broken.setdefault(error.kind, []).append(f"{case!r}\n    {error!s:.300}")

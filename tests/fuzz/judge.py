@@ -1,6 +1,8 @@
 """What bad input may end in: a result or a sentence, soon, in little memory, in its folder."""
 
 import contextlib
+import errno
+import faulthandler
 import io
 import os
 import re
@@ -17,9 +19,14 @@ from labkit.errors import LabkitError
 LONGEST = 300  # characters of a message
 SECONDS = 60  # for a case, on a machine that does much else
 MEMORY = 1 << 30  # bytes that a case may need
-WRITES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
+# What writes → which of its arguments are places, and whether a link there is followed.
+WRITES = {
+    "os.remove": ((0,), False), "os.rename": ((0, 1), False), "os.mkdir": ((0,), False),
+    "os.rmdir": ((0,), False), "os.symlink": ((1,), False), "os.link": ((1,), False),
+    "os.truncate": ((0,), True), "open": ((0,), True), "sqlite3.connect": ((0,), True),
+}  # fmt: skip
 
-_watched: list[Path] = []  # the folder of the case that is being judged
+_watched: list[Path] = []  # the home of the case that is being judged
 _outside: list[str] = []  # what the case wrote elsewhere
 
 
@@ -39,12 +46,12 @@ class BrokenError(AssertionError):
         self.kind = kind
 
 
-def judge(run: Callable[[], Any], folder: Path) -> str:
+def judge(run: Callable[[], Any], home: Path) -> str:
     """Runs a case, and returns its outcome: `"accepted"` or `"refused"`.
 
     Args:
-        run: The case.
-        folder: The only place that it may write to; it is the working directory meanwhile.
+        run: The case. Its working directory is a folder some levels below.
+        home: The only place that it can write to.
 
     Raises:
         BrokenError: It raised something else than a `LabkitError`, its message is no short line, it
@@ -55,7 +62,7 @@ def judge(run: Callable[[], Any], folder: Path) -> str:
     before = _peak_memory()
     outcome = "accepted"
     try:
-        with _limited(folder):
+        with _limited(home.resolve()):
             run()
     except LabkitError as error:
         _check_sentence(str(error), error)
@@ -63,9 +70,9 @@ def judge(run: Callable[[], Any], folder: Path) -> str:
     except Hang as hang:
         raise BrokenError(f"hang in {_place(hang)}", f"more than {SECONDS} s") from hang
     except (Exception, SystemExit) as error:
-        raise BrokenError(
-            f"{type(error).__name__} in {_place(error)}", f"{error!s:.500}"
-        ) from error
+        if not _outside:
+            kind = f"{type(error).__name__} in {_place(error)}"
+            raise BrokenError(kind, f"{error!s:.500}") from error
     if _outside:
         raise BrokenError("wrote outside", ", ".join(_outside))
     grown = _peak_memory() - before
@@ -95,14 +102,17 @@ def _place(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _limited(folder: Path) -> Iterator[None]:
+def _limited(home: Path) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # where no signal is heard
     _outside.clear()
-    _watched[:] = [folder.resolve()]
+    folder = home / "in" / "in" / "in"  # so that a case may name folders above its own
+    folder.mkdir(parents=True)
+    _watched[:] = [home]
     try:
         with (
             contextlib.chdir(folder),
@@ -111,25 +121,28 @@ def _limited(folder: Path) -> Iterator[None]:
         ):
             yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         _watched.clear()
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
-    """Notes what Python writes outside of the folder that is watched."""
-    if not _watched or not args or not isinstance(args[0], str | bytes | Path):
+    """Notes and forbids what Python is about to write outside of the home that is watched."""
+    if not _watched or event not in WRITES:
         return
-    written = event in WRITES or (
-        event == "open" and (set(str(args[1] or "")) & set("wax+") or (args[2] or 0) & 3)
-    )
-    place = Path(os.fsdecode(args[0]))
-    # Byte code, and the compiler's cache, are Python's and torch's own.
-    if not written or place.is_relative_to("/dev") or re.search("__pycache__|inductor", str(place)):
+    if event == "open" and not set(str(args[1] or "")) & set("wax+") and not (args[2] or 0) & 3:
         return
-    with contextlib.suppress(OSError, ValueError):
-        if not place.resolve().is_relative_to(_watched[0]):
+    which, follows = WRITES[event]
+    for given in (args[i] for i in which if isinstance(args[i], str | bytes | Path)):
+        place = Path(os.fsdecode(given))
+        # Byte code, and the compiler's cache, are Python's and torch's own.
+        if place.is_relative_to("/dev") or re.search("__pycache__|inductor", str(place)):
+            continue
+        real = os.path.realpath(place if follows else place.parent)
+        if not Path(real).is_relative_to(_watched[0]):
             _outside.append(f"{event} {place}")
+            raise PermissionError(errno.EACCES, "outside of the home of the case", str(place))
 
 
 sys.addaudithook(_watch)

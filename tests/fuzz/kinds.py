@@ -1,5 +1,6 @@
 """The kinds of bad input: how each is made, and what is done with it."""
 
+import atexit
 import contextlib
 import functools
 import io
@@ -72,6 +73,7 @@ def tables() -> dict[str, Any]:
 def results() -> Path:
     """A results folder with two trials, and its data set beside it."""
     home = Path(tempfile.mkdtemp(prefix="labkit-fuzz-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     rng = np.random.default_rng(0)
     y = np.arange(200) % 5
     np.savez(home / "rows.npz", x=rng.normal(size=(200, 16)) + y[:, None], label=y)
@@ -108,7 +110,7 @@ def _search(drawn: Any, folder: Path) -> None:
     own = {"model": labkit.get_model("jsc-toy"), "data": rows()}
     arguments |= {key: own[key] for key in own if arguments.get(key) is None}
     known = {key: arguments[key] for key in SEARCH if key in arguments}
-    if known.get("folder") == ODD["'..'"]():  # is asked for, and elsewhere
+    if known.get("folder") == ODD["'/' * 5_000"]():  # is asked for, and elsewhere
         known["folder"] = "out"
     labkit.Search(**known).results()
 
@@ -440,6 +442,59 @@ def _networks(drawn: Any, folder: Path) -> None:
             labkit.evaluate(model, *rows().split("val"))
 
 
+# The public functions: all arguments but one or two as they should be.
+
+
+@functools.cache
+def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Name → a function, and arguments that it takes."""
+    model = labkit.get_model("jsc-toy")
+    channels = labkit.find_channels(model, rows().x_val[:1])
+    plan = Plan(tuple((group.name, group.width) for group in channels.free))
+    priced = {"batch_size": 1, "convention": "inference", "precision": 32}
+    quick = labkit.TrainSettings(max_epochs=1)
+    functions = (
+        (labkit.apply, {"model": model, "plan": plan, "channels": channels, "weights": "keep"}),
+        (labkit.channel_groups, {"model": model, "example_input": rows().x_val[:1]}),
+        (labkit.compare, {"before": model, "after": plan, **priced}),
+        (labkit.cost_of, {"channels": channels, "plan": plan, **priced}),
+        (labkit.count, {"space": None}),
+        (labkit.dashboard, {"folder": "out", "port": None}),
+        (labkit.evaluate, {"model": model, "x": rows().x_val, "y": rows().y_val}),
+        (labkit.find_channels, {"model": model, "example_input": rows().x_val[:1]}),
+        (labkit.get_model, {"model": "jsc-toy"}),
+        (labkit.layer_table, {"network": model, "plan": plan, **priced}),
+        (labkit.load_best, {"folder": "out", "number": None, "model": None}),
+        (labkit.load_config, {"source": tables()}),
+        (labkit.load_data, {"name": "digits", "label": "label"}),
+        (labkit.report_graph_analysis_pass, {"model": model}),
+        (labkit.resolve, {"model": channels, "pass_config": PASS, "strict": False}),
+        (labkit.total_cost, {"model": model, **priced, "example_input": rows().x_val[:1]}),
+        (labkit.train, {"model": model, "data": rows(), "settings": quick, "seed": 0}),
+        (
+            labkit.train_stack,
+            {"model": model, "plans": [plan], "data": rows(), "settings": quick, "seeds": 0},
+        ),
+        (labkit.verify, {"folder": "nowhere", "number": None}),
+        (labkit.LayerExplorer, {"model": model}),
+        (labkit.StudyPanel, {"folder": "nowhere"}),
+        (labkit.Results.from_study, {"study": None}),
+    )
+    return {function.__qualname__: (function, known) for function, known in functions}
+
+
+def _calls(drawn: Any, folder: Path) -> None:
+    name, wrong = drawn
+    function, known = calls()[name]
+    names = list(known)
+    new = {names[int(share * len(names))]: ODD[value]() for share, value in wrong}
+    if "out" in known.values():
+        shutil.copytree(results(), folder / "out")
+    result = function(**known | new)
+    if name == "dashboard":
+        result.stop()
+
+
 # Results folders and the command.
 
 
@@ -450,7 +505,10 @@ def _member(pattern: str) -> str:
 
 
 SAVED = {"number": 0, "plan": WIDTHS, "input_shape": [16], "software_metrics": {"accuracy": 1}}
-FILES = ("config.toml", "study.db", "trial_*.json", "trial_*.safetensors", "best.json", "log.json")
+FILES = (
+    "config.toml", "study.db", "trial_*.json", "trial_*.safetensors", "best.json", "log.json",
+    "runs.json",
+)  # fmt: skip
 DOINGS = ("load_best", "load_best n", "results", "replicate", "continue", "dashboard", "page")
 
 
@@ -571,6 +629,13 @@ KINDS: dict[str, Kind] = {
             changes(SETTINGS, most=2, whole=False), _maybe(st.sampled_from(list(NETWORKS)))
         ),
         _training,
+    ),
+    "calls": Kind(
+        st.tuples(
+            st.sampled_from(list(calls())),
+            st.lists(st.tuples(st.floats(0, 1, exclude_max=True), odd), min_size=1, max_size=2),
+        ),
+        _calls,
     ),
     "networks": Kind(
         st.tuples(

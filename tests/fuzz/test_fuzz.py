@@ -16,6 +16,7 @@ from tests.fuzz.kinds import KINDS, results
 CASES = {
     "toml": 60, "tables": 50, "search": 20, "pass": 60, "plan": 50, "arrays": 60, "odd arrays": 40,
     "files": 50, "checkpoints": 30, "training": 30, "networks": 20, "folders": 20, "commands": 10,
+    "calls": 60,
 }  # fmt: skip
 
 
@@ -30,9 +31,7 @@ def test_bad_input(kind: str, tmp_path: Path) -> None:
     )  # fmt: skip
     @given(KINDS[kind].cases)
     def run(case: Any) -> None:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        judge(lambda: KINDS[kind].run(case, folder), folder)
+        judge(lambda: KINDS[kind].run(case, Path.cwd()), tmp_path / str(next(numbers)))
 
     run()
 
@@ -43,7 +42,12 @@ def test_there_are_500_cases() -> None:
 
 
 def outside() -> None:
-    Path("../outside").write_text("")
+    Path("../../../../outside").write_text("")
+
+
+def through() -> None:
+    Path("link").symlink_to("/dev/zero")
+    Path("link").write_text("")
 
 
 def long() -> None:
@@ -74,8 +78,9 @@ def never() -> None:
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        (outside, "wrote outside"), (long, "long message"), (lines, "no line"),
-        (unknown, "KeyError in test_fuzz.py"), (large, "memory"), (never, "hang"),
+        (outside, "wrote outside"), (through, "wrote outside"), (long, "long message"),
+        (lines, "no line"), (unknown, "KeyError in test_fuzz.py"), (large, "memory"),
+        (never, "hang"),
     ],
 )  # fmt: skip
 def test_the_judge_sees(
@@ -83,9 +88,9 @@ def test_the_judge_sees(
 ) -> None:
     monkeypatch.setattr(judging, "SECONDS", 1 if run is never else 60)
     monkeypatch.setattr(judging, "MEMORY", 50_000_000)
-    (tmp_path / "in").mkdir()
     with pytest.raises(BrokenError, match=said):
         judge(run, tmp_path / "in")
+    assert not (tmp_path / "outside").exists()
 
 
 def test_the_judge_lets_through(tmp_path: Path) -> None:
@@ -93,4 +98,13 @@ def test_the_judge_lets_through(tmp_path: Path) -> None:
         raise LabkitError("key: expected a number, got 'x'")
 
     assert judge(refuse, tmp_path) == "refused"
-    assert judge(lambda: Path("inside").write_text(""), tmp_path) == "accepted"
+
+    def write() -> None:
+        Path("../inside").write_text("")
+        Path("link").symlink_to("/dev/zero")
+        Path("link").unlink()
+        Path("loop").symlink_to("loop")
+        Path("inside").write_text("")
+        Path("inside").replace("loop")
+
+    assert judge(write, tmp_path / "other") == "accepted"

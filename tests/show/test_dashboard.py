@@ -193,3 +193,9 @@ def test_a_note_shows_a_hostile_name_as_text() -> None:
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(LabkitError, match="holds no study"):
         labkit.dashboard(tmp_path)
+
+
+@pytest.mark.parametrize("port", ["a", -1, 2**64, [1]])
+def test_a_port_is_a_number(served: str, tmp_path: Path, port: Any) -> None:
+    with pytest.raises(LabkitError, match="^port: .* cannot be used"):
+        labkit.dashboard(tmp_path, port)

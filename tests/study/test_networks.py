@@ -1,6 +1,7 @@
 """The networks of a front, kept in files or in memory."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from labkit.study.files import write_config
 from labkit.study.networks import FrontNetworks, load_best, saved_networks
 from labkit.study.record import Candidate, Outcome, Record
 from labkit.study.results import Results
+from labkit.study.verification import verify
 from labkit.transform import Plan, apply, find_channels
 from tests.study.conftest import trial
 
@@ -92,11 +94,13 @@ def test_one_bad_description_hides_no_other_network(tmp_path: Path) -> None:
     (tmp_path / "best" / "trial_1.json").write_text('{"cut in the midd')
     (tmp_path / "best" / "trial_x.safetensors").touch()
     assert load_best(tmp_path, model=MODEL)[0].out_features == 1
-    with pytest.raises(LabkitError, match="trial 1 is not on the front; expected one of"):
+    with pytest.raises(LabkitError, match=r"^trial_1\.json: Invalid JSON"):
         load_best(tmp_path, 1, model=MODEL)
 
 
-@pytest.mark.parametrize("fault", ["deleted", "cut", "of another network", "description cut"])
+@pytest.mark.parametrize(
+    "fault", ["deleted", "cut", "of another network", "description cut", "pipe", "terabytes"]
+)
 def test_what_is_not_whole_is_missing(tmp_path: Path, fault: str) -> None:
     kept, _ = keep(tmp_path, 0.5, 0.75)
     front = [
@@ -114,6 +118,11 @@ def test_what_is_not_whole_is_missing(tmp_path: Path, fault: str) -> None:
             (tmp_path / "best" / "trial_1.json").write_bytes(
                 (tmp_path / "best" / "trial_0.json").read_bytes()
             )
+        case "pipe":
+            weights.unlink()
+            os.mkfifo(weights)
+        case "terabytes":
+            os.truncate(weights, 12 * 10**12)
         case "description cut":
             (tmp_path / "best" / "trial_1.json").write_text("{")
     assert kept.missing(front) == front[1:]
@@ -152,9 +161,11 @@ def test_a_description_is_checked_before_it_is_built(
     assert load_best(tmp_path, 1, model=MODEL)[0].out_features == 2
 
 
-@pytest.mark.parametrize("folder", [None, 5, ["a"]])
+@pytest.mark.parametrize("folder", [None, 5, ["a"], "x" * 5_000])
 def test_a_folder_is_a_path(folder: object) -> None:
     with pytest.raises(LabkitError, match="^folder: expected a path, got"):
         load_best(folder)
+    with pytest.raises(LabkitError, match="^folder: expected a path, got"):
+        verify(folder)
     with pytest.raises(LabkitError, match="^study: expected one of Optuna's, got"):
         Results.from_study(folder)

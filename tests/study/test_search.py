@@ -548,6 +548,19 @@ def test_a_network_that_was_not_kept_is_said(
         results.best()
 
 
+def test_a_bad_description_is_named_and_hides_no_other_network(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    front = search(tables, data=blobs, folder=tmp_path, progress=False).front
+    best = front["accuracy"].idxmax()
+    (tmp_path / "best" / f"trial_{best}.json").write_text("{")
+    with pytest.raises(LabkitError, match=rf"^trial_{best}\.json: "):
+        load_best(tmp_path)
+    assert len(front) > 1
+    for number in front.index.drop(best):
+        load_best(tmp_path, number)
+
+
 def test_weights_that_are_missing_are_trained_again(
     tables: dict[str, Any], blobs: Dataset, tmp_path: Path, trained: list[Plan],
     caplog: pytest.LogCaptureFixture,

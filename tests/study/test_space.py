@@ -64,6 +64,7 @@ def test_by_type_every_linear_layer_chooses_by_itself(tables: dict[str, Any]) ->
         ({"default": {"config": {"name": "NA"}}}, "config.name: expected a list .* got 'NA'"),
         ({"default": {"config": {"name": []}}}, r"expected a list of options, got \[\]"),
         ({"default": {"config": {"name": ["all"]}}}, "config.name: expected .* got 'all'"),
+        ({"default": {"config": {"name": [["both"]]}}}, r"config.name: expected .* got \['both'\]"),
         ({"default": {"config": {"name": ["NA", "NA"]}}}, "listed twice"),
         ({"default": {"config": {"nam": ["NA"]}}}, "config.nam: unknown key; did you mean 'name'"),
         (
@@ -140,6 +141,12 @@ def offered(space: SearchSpaceBase) -> dict[str, list[Any]]:
         for key, options in space.choices.items()
         if key.endswith("channel_multiplier")
     }
+
+
+@pytest.mark.parametrize("space", [None, 5, ["a"]])
+def test_what_is_no_space_is_not_counted(space: Any) -> None:
+    with pytest.raises(LabkitError, match="^space: expected one of a search, got"):
+        count(space)
 
 
 def test_every_configuration_of_groups_is_another_network() -> None:

@@ -1,6 +1,7 @@
 """Training a network of the front again, and what is said of it."""
 
 import json
+import os
 import platform
 import re
 import sqlite3
@@ -173,4 +174,7 @@ def test_a_folder_says_when_where_and_how_it_was_run(
 @pytest.mark.parametrize("content", ["", "{", "[1, []]", "{}", "[" * 100_000])
 def test_runs_that_cannot_be_read_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "runs.json").write_text(content)
+    assert read_runs(tmp_path) == []
+    (tmp_path / "runs.json").unlink()
+    os.mkfifo(tmp_path / "runs.json")
     assert read_runs(tmp_path) == []

@@ -213,3 +213,11 @@ def test_weights_and_settings_are_needed(blobs: Dataset) -> None:
         train(nn.Linear(16, 5).requires_grad_(False), blobs)
     with pytest.raises(LabkitError, match="^settings: expected TrainSettings, got 5"):
         train(nn.Linear(16, 5), blobs, 5)
+    with pytest.raises(LabkitError, match="^settings: expected TrainSettings, got tensor"):
+        train(nn.Linear(16, 5), blobs, torch.zeros(2))
+
+
+@pytest.mark.parametrize("seed", ["a", 0.5, None, [1], 2**64])
+def test_a_seed_is_a_whole_number(blobs: Dataset, seed: Any) -> None:
+    with pytest.raises(LabkitError, match=r"^seed: expected a whole number below 2\*\*64, got"):
+        train(nn.Linear(16, 5), blobs, seed=seed)

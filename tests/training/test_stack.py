@@ -501,3 +501,12 @@ def test_threads_are_given_back_where_training_is_stopped(blobs: Dataset) -> Non
         assert used[-1] == 1
         assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_what_is_no_candidate_is_said(blobs: Dataset) -> None:
+    model = nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 5))
+    plan = Plan((("_0", 4),))
+    for plans, data, seeds in ((5, blobs, 0), ([plan], 5, 0), ([plan], blobs, "a")):
+        with pytest.raises(LabkitError, match="^plans, data, seeds: expected a plan and a seed"):
+            train_stack(model, plans, data, seeds=seeds)
+    assert train_stack(model, [], blobs) == []

@@ -410,6 +410,7 @@ def test_models_that_cannot_be_traced_are_refused() -> None:
         (Branches(), "cannot trace Branches"),
         (nn.Sequential(nn.LazyLinear(3)), "not initialised"),
         ("jsc-toy", "expected a torch.nn.Module"),
+        ([1], "expected a torch.nn.Module, got list"),
     ]:
         with pytest.raises(LabkitError, match=message):
             resolve(model, by_name())  # type: ignore[arg-type]
