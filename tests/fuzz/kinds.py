@@ -308,6 +308,8 @@ harm = st.tuples(st.sampled_from(DAMAGES * 3 + STRANGE), edits(3))
 def damage(path: Path, content: bytes, drawn: Any) -> None:
     """Puts a damaged file, or something else, in the place of a file."""
     how, drawn_edits = drawn
+    if path.is_dir():  # damaged before
+        path.rmdir()
     path.unlink(missing_ok=True)
     if how in STRANGE:
         if how == "huge":
