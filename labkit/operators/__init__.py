@@ -4,6 +4,7 @@ import labkit.runtime  # noqa: F401 — first, since it loads torch
 from labkit.operators import attention as attention
 from labkit.operators import elementwise as elementwise
 from labkit.operators import functional as functional
+from labkit.operators import joining as joining
 from labkit.operators import normalisation as normalisation
 from labkit.operators import pooling as pooling
 from labkit.operators import products as products

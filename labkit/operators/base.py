@@ -21,7 +21,7 @@ from labkit.errors import LabkitError
 from labkit.operators import layout as lay
 from labkit.operators.building import StackBuilder, Stacked
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import argument, describe, module_of
+from labkit.operators.nodes import Path, argument, describe, module_of
 from labkit.operators.weights import IN, OUT, Axis, carried, resized
 
 # What a tensor's axes are made of; of several tensors, a tuple of these.
@@ -29,8 +29,6 @@ Axes = list[Layout]
 Modules = tuple[type[nn.Module], ...]
 Functions = tuple[Callable[..., Any] | str, ...]
 Shape = Sequence[int]
-# Where a number stands in the arguments of a call: keys, indices, `"start"` or `"stop"` of a slice.
-Path = Sequence[str | int]
 
 
 class Sum(NamedTuple):

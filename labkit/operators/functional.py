@@ -12,9 +12,9 @@ from torch.fx import Node
 
 from labkit.operators import layout as lay
 from labkit.operators.attention import shapes_of
-from labkit.operators.base import Call, Operator, Path, Shape, register_operator
+from labkit.operators.base import Call, Operator, Shape, register_operator
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import argument, describe, spatial_rank
+from labkit.operators.nodes import argument, describe, path_of, spatial_rank
 
 
 class FunctionalNorm(Operator):
@@ -58,8 +58,7 @@ class FunctionalLayerNorm(FunctionalNorm):
         if len(call.argument(1, "normalized_shape")) > 1:
             return None
         call.mix(call.x[-1], averages=True)
-        key: Path = ("args", 1) if len(call.node.args) > 1 else ("kwargs", "normalized_shape")
-        call.literal([*key, 0], call.x[-1])
+        call.literal([*path_of(call.node, 1, "normalized_shape"), 0], call.x[-1])
         return self.with_parameters(call, call.x[-1])
 
 

@@ -12,6 +12,9 @@ from torch import nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+# Where a number stands in the arguments of a call: keys, indices, `"start"` or `"stop"` of a slice.
+Path = Sequence[str | int]
+
 
 class Size(int):
     """A size that was read off a tensor, or follows from one: `x.size(1) // 2` is such a size.
@@ -125,7 +128,12 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     return node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
 
 
-def argument_at(node: Node, path: Sequence[str | int]) -> Any:
+def path_of(node: Node, index: int, name: str) -> Path:
+    """Returns where an argument stands that `argument` returns."""
+    return ("args", index) if index < len(node.args) else ("kwargs", name)
+
+
+def argument_at(node: Node, path: Path) -> Any:
     """Returns what stands at a path of a call's arguments, `None` where nothing does."""
     value: Any = {"args": node.args, "kwargs": node.kwargs}
     for key in path:

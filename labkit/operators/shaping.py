@@ -1,9 +1,8 @@
-"""What only moves elements: reshaping, transposing, joining and taking parts. It costs nothing."""
+"""What only moves elements: reshaping, transposing, repeating. It costs nothing."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -14,11 +13,11 @@ from torch import nn
 from torch.fx import Node
 
 from labkit.operators import layout as lay
-from labkit.operators.base import Axes, Call, Functions, Modules, Operator, Path, register_operator
+from labkit.operators.base import Axes, Call, Functions, Modules, Operator, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked, flattened
-from labkit.operators.elementwise import Elementwise, meet
+from labkit.operators.elementwise import Elementwise
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import Size, argument, as_tuple, describe, run
+from labkit.operators.nodes import Path, Size, argument, as_tuple, describe, path_of, run
 
 
 class Moving(Operator):
@@ -26,6 +25,12 @@ class Moving(Operator):
 
     leaf = False
     flops_each = 0
+
+
+def put(x: Axes, dim: int, *axes: Layout) -> Axes:
+    """Returns the axes of a tensor with others in the place of one."""
+    dim %= len(x)
+    return [*x[:dim], *axes, *x[dim + 1 :]]
 
 
 @register_operator
@@ -135,16 +140,15 @@ class Unflatten(Moving):
         dim %= len(call.x)
         shape = call.shape[dim : dim + len(sizes)]
         if not lay.free(call.x[dim]):
-            return [*call.x[:dim], *map(lay.plain, shape), *call.x[dim + 1 :]]
+            return put(call.x, dim, *map(lay.plain, shape))
         heads = [i - dim for i in call.heads]
         dealt = _dealt(call.x[dim], shape, sizes, False, heads)
         for i, (axis, size) in enumerate(zip(dealt, sizes)):
             if lay.free(axis) and size != -1:
                 if module is not None:
                     return None
-                path: Path = ("args", 2) if len(call.node.args) > 2 else ("kwargs", "sizes")
-                call.literal([*path, i], axis)
-        return [*call.x[:dim], *dealt, *call.x[dim + 1 :]]
+                call.literal([*path_of(call.node, 2, "sizes"), i], axis)
+        return put(call.x, dim, *dealt)
 
 
 def _dealt(
@@ -169,15 +173,12 @@ def _dealt(
     return [*map(lay.plain, sizes[:at]), axis, *map(lay.plain, sizes[at + 1 :])]
 
 
-def _sizes(node: Node, first: int = 1) -> list[tuple[Any, tuple[str | int, ...]]]:
+def _sizes(node: Node, first: int = 1) -> list[tuple[Any, Path]]:
     """Returns the sizes that a call is given, from some argument on, each with its path."""
-    for key in ("shape", "size"):
-        if key in node.kwargs:
-            sizes: Any = node.kwargs[key]
-            return [(size, ("kwargs", key, i)) for i, size in enumerate(sizes)]
-    if len(node.args) > first and isinstance(node.args[first], tuple | list):
-        given: Any = node.args[first]
-        return [(size, ("args", first, i)) for i, size in enumerate(given)]
+    key = "size" if "size" in node.kwargs else "shape"
+    path, given = path_of(node, first, key), argument(node, first, key)
+    if isinstance(given, tuple | list):
+        return [(size, (*path, i)) for i, size in enumerate(given)]
     return [(size, ("args", i)) for i, size in enumerate(node.args) if i >= first]
 
 
@@ -280,15 +281,6 @@ class Shuffle(Moving):
         return [rows, tuple(replace(t, inner=t.inner * groups) for t in block), *space]
 
 
-def _dim(node: Node, index: int = 1) -> int:
-    """Returns the axis that a call works on, which NumPy names otherwise."""
-    return int(argument(node, index, "dim", node.kwargs.get("axis", 0)))
-
-
-def _joined(node: Node) -> Any:
-    return argument(node, 0, "tensors")
-
-
 @register_operator
 class PixelShuffle(Moving):
     """Deals out a block of each channel over space."""
@@ -321,43 +313,6 @@ class PixelUnshuffle(Moving):
 
 
 @register_operator
-class Roll(Moving):
-    """Moves elements along axes, which keep their width."""
-
-    functions = (torch.roll, torch.flip, "roll", "flip")
-
-    def flow(self, call: Call) -> Any:
-        is_roll = call.node.target in (torch.roll, "roll")
-        dims = call.argument(2 if is_roll else 1, "dims")
-        moved = range(len(call.x)) if dims in (None, ()) else as_tuple(dims)
-        return None if any(lay.free(call.x[dim]) for dim in moved) else call.x
-
-
-@register_operator
-class IndexSelect(Moving):
-    """Chosen entries of an axis, which keeps its width."""
-
-    functions = (torch.index_select, "index_select")
-
-    def flow(self, call: Call) -> Any:
-        x, dim = call.x, call.argument(1, "dim") % len(call.x)
-        if lay.free(x[dim]):
-            return None
-        return [*x[:dim], lay.plain(call.shape[dim]), *x[dim + 1 :]]
-
-
-@register_operator
-class Gather(Moving):
-    """Entries that another tensor names; all axes keep their width."""
-
-    functions = (torch.gather, torch.take_along_dim, "gather")
-
-    def flow(self, call: Call) -> Any:
-        is_free = any(lay.free(axis) for axes in call.inputs for axis in axes)
-        return None if is_free else list(map(lay.plain, call.shape))
-
-
-@register_operator
 class Repeat(Moving):
     """A tensor side by side with itself."""
 
@@ -366,13 +321,9 @@ class Repeat(Moving):
     def flow(self, call: Call) -> Any:
         counts = [size for size, _ in _sizes(call.node)]
         axes = [*[lay.plain(1)] * (len(counts) - len(call.x)), *call.x]
-        if len(counts) != len(axes) or any(
-            lay.free(axis) and not isinstance(n, int) for axis, n in zip(axes, counts)
-        ):
-            return None
         return [
             axis * n if lay.free(axis) else lay.plain(size)
-            for axis, n, size in zip(axes, counts, call.shape)
+            for axis, n, size in zip(axes, counts, call.shape, strict=True)
         ]
 
 
@@ -384,196 +335,6 @@ class RepeatInterleave(Moving):
 
     def flow(self, call: Call) -> Any:
         x, n, dim = call.x, call.argument(1, "repeats"), call.argument(2, "dim")
-        if dim is None or not isinstance(n, int):
+        if not isinstance(n, int):
             return None
-        repeated = lay.product(x[dim], lay.plain(n))
-        dim %= len(x)
-        return [*x[:dim], repeated, *x[dim + 1 :]]
-
-
-@register_operator
-class Cat(Moving):
-    """Tensors side by side on one axis."""
-
-    functions = (torch.cat, torch.concat, torch.concatenate)
-
-    def flow(self, call: Call) -> Any:
-        given = _joined(call.node)  # one node where they come as a tuple, as of a chunk
-        parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
-        if not all(isinstance(part, list) for part in parts):
-            return None
-        # PyTorch leaves out an empty tensor of any shape, as a cache is at first.
-        parts = [part for part in parts if len(part) > 1 or lay.size(part[0])]
-        first, *others = parts
-        dim = _dim(call.node) % len(first)
-        for other in others:
-            for i in range(len(first)):
-                if i != dim:
-                    lay.join(first[i], other[i])
-        together = tuple(term for part in parts for term in part[dim])
-        return [together if i == dim else axis for i, axis in enumerate(first)]
-
-    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
-        stack.inputs(node)
-        if isinstance(_joined(node), Node):
-            return None
-        parts = [stack.tensors[part] for part in _joined(node)]
-        dim = _dim(node) % len(node.meta["shape"])
-        spatial = parts[0].spatial
-        if dim != 1 or any(part.spatial != spatial for part in parts):
-            raise NotStackable(f"{describe(node)} does more than concatenate channels")
-        real = torch.cat([part.real for part in parts], dim=1)
-        nodes = [part.node for part in parts]
-        if spatial:
-            return Stacked(stack.call(cat_spatial, nodes, stack.size), real, spatial)
-        return Stacked(stack.call(torch.cat, nodes, 1), real, spatial)
-
-
-def cat_spatial(parts: Sequence[torch.Tensor], candidates: int) -> torch.Tensor:
-    """Concatenates `[rows, candidates · channels, …]` over each candidate's channels."""
-    unfolded = [part.unflatten(1, (candidates, -1)) for part in parts]
-    return torch.cat(unfolded, dim=2).flatten(1, 2)
-
-
-def _cut(x: Axes, dim: int, sizes: Sequence[int]) -> tuple[Axes, ...]:
-    return tuple([*x[:dim], part, *x[dim + 1 :]] for part in lay.split(x[dim], sizes))
-
-
-@register_operator
-class StackTensors(Moving):
-    """Tensors of one shape on a new axis."""
-
-    functions = (torch.stack,)
-
-    def flow(self, call: Call) -> Any:
-        given = call.argument(0, "tensors")
-        parts = call.x if isinstance(given, Node) else [call.axes[part] for part in given]
-        if not all(isinstance(part, list) for part in parts):
-            return None
-        axes = [meet(meeting, call.node) for meeting in zip(*parts)]
-        dim = call.argument(1, "dim", 0) % (len(axes) + 1)
-        return [*axes[:dim], lay.plain(len(parts)), *axes[dim:]]
-
-
-@register_operator
-class Chunk(Moving):
-    """Equal parts of an axis, so many."""
-
-    functions = (torch.chunk, "chunk")
-
-    def flow(self, call: Call) -> Any:
-        x, n, shapes = call.x, call.argument(1, "chunks"), call.shape
-        dim = _dim(call.node, 2) % len(x)
-        if not lay.free(x[dim]):
-            return _cut(x, dim, [shape[dim] for shape in shapes])
-        if len(shapes) != n or lay.size(x[dim]) % n:
-            return None  # the last chunk is smaller, which other widths would change
-        part = lay.split_evenly(x[dim], n)
-        return tuple([*x[:dim], part, *x[dim + 1 :]] for _ in range(n))
-
-
-@register_operator
-class GLU(Operator):
-    """The first half of an axis times the sigmoid of the second."""
-
-    modules = (nn.GLU,)
-    functions = (F.glu,)
-    leaf = False
-    flops_each = 2
-
-    def flow(self, call: Call) -> Any:
-        module: Any = call.module
-        dim = call.argument(1, "dim", -1) if module is None else module.dim
-        half = lay.split_evenly(call.x[dim], 2)
-        dim %= len(call.x)
-        return [*call.x[:dim], half, *call.x[dim + 1 :]]
-
-
-@register_operator
-class Split(Moving):
-    """Parts of an axis, of given sizes."""
-
-    functions = (torch.split, "split")
-
-    def flow(self, call: Call) -> Any:
-        node, x = call.node, call.x
-        dim = _dim(call.node, 2) % len(x)
-        parts = _cut(x, dim, [shape[dim] for shape in call.shape])
-        if lay.free(x[dim]):
-            key = "split_size" if "split_size" in node.kwargs else "split_size_or_sections"
-            path: Path = ("args", 1) if len(node.args) > 1 else ("kwargs", key)
-            call.literal(path, [part[dim] for part in parts])
-        return parts
-
-
-@register_operator
-class Unbind(Moving):
-    """The entries of an axis, which cannot have channels."""
-
-    functions = (torch.unbind, "unbind")
-
-    def flow(self, call: Call) -> Any:
-        dim = call.argument(1, "dim", 0) % len(call.x)
-        if lay.free(call.x[dim]):
-            return None
-        return tuple([*call.x[:dim], *call.x[dim + 1 :]] for _ in call.shape)
-
-
-@register_operator
-class Item(Moving):
-    """Indexing: one of several tensors, or a part of one."""
-
-    functions = (operator.getitem,)
-
-    def flow(self, call: Call) -> Any:
-        x, index = call.x, call.node.args[1]
-        if isinstance(x, tuple):
-            return x[index] if isinstance(index, int) else None
-        items = index if isinstance(index, tuple) else (index,)
-        at, added = len(items), 0
-        if Ellipsis in items:
-            at = items.index(Ellipsis)
-            n_named = sum(item is not None and item is not Ellipsis for item in items)
-            whole = [slice(None)] * (len(x) - n_named)
-            items, added = (*items[:at], *whole, *items[at + 1 :]), len(whole) - 1
-        result: Axes = []
-        rest = list(x)
-        for place, item in enumerate(items):
-            if item is None:
-                result.append(lay.plain(1))
-            elif item == slice(None):
-                result.append(rest.pop(0))
-            elif isinstance(item, int) and not lay.free(rest[0]):
-                rest.pop(0)
-            elif isinstance(item, Node) and isinstance(entries := call.axes.get(item), list):
-                if sum(isinstance(other, int | Node) for other in items) > 1:
-                    return None
-                lay.fix(rest.pop(0), f"{describe(call.node)} takes its entries by number", True)
-                result += [lay.plain(lay.size(axis)) for axis in entries]
-            elif isinstance(item, slice) and not lay.free(rest[0]):
-                result.append(lay.plain(call.shape[len(result)]))
-                rest.pop(0)
-            elif isinstance(item, slice):
-                given = place if place < at else place - added
-                path = ("args", 1, given) if isinstance(index, tuple) else ("args", 1)
-                part = _sliced(call, rest.pop(0), item, path)
-                if part is None:
-                    return None
-                result.append(part)
-            else:
-                return None
-        result += rest
-        return result if [lay.size(axis) for axis in result] == list(call.shape) else None
-
-
-def _sliced(call: Call, axis: Layout, item: slice, path: Path) -> Layout | None:
-    """Returns the part of an axis with channels that a slice takes."""
-    if item.step not in (None, 1) or any(isinstance(b, Node) for b in (item.start, item.stop)):
-        return None
-    start, stop, _ = item.indices(lay.size(axis))
-    before, part, _ = lay.split(axis, [start, stop - start, lay.size(axis) - stop])
-    if item.start is not None:
-        call.literal([*path, "start"], before)
-    if item.stop is not None:
-        call.literal([*path, "stop"], (*before, *part))
-    return part
+        return put(x, dim, lay.product(x[dim], lay.plain(n)) or ())
