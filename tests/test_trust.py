@@ -19,7 +19,7 @@ from labkit.errors import LabkitError
 from labkit.show.controls import message
 from labkit.show.page import write_page
 from labkit.show.tables import html_table
-from labkit.study.studies import ATTRIBUTE, open_study
+from labkit.study.studies import ATTRIBUTE, kept_in, open_study
 from tests.conftest import REFERENCE_TOML
 from tests.study.conftest import description, results, trial
 
@@ -100,6 +100,28 @@ def test_opening_a_folder_runs_nothing_that_it_names(
         assert not (hostile / "ran").exists(), way
     said.append(capsys.readouterr().err)  # of the command
     assert all("'hostile:" in one and "by trust=True or --trust" in one for one in said)
+
+
+def test_a_server_with_options_that_a_folder_names_is_not_connected_to(
+    hostile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = tomllib.loads((hostile / "config.toml").read_text())
+    setup = tables["search"]["strategy"]["setup"]
+    setup["storage"] = "mysql+pymysql://db.example/it?local_infile=1"
+    (hostile / "config.toml").write_text(tomli_w.dumps(tables))
+    connected: list[object] = []
+    monkeypatch.setattr("labkit.study.storage._database", lambda *what: connected.append(what))
+    opening = {**WAYS, "search": lambda folder: labkit.Search(REFERENCE_TOML, folder=folder)}
+    assert labkit.load_best(hostile)  # its networks need no study
+    for way in opening.keys() - {"load_best", "replicate"}:
+        with pytest.raises(LabkitError, match="the folder names an address with options, 'mysql"):
+            opening[way](hostile)
+    assert WAYS["replicate"](hostile) == 2
+    assert "where you give it: --storage or storage=" in capsys.readouterr().err
+    assert not connected
+    setup["storage"] = "sqlite:///file:study.db?mode=ro&uri=true"
+    (hostile / "config.toml").write_text(tomli_w.dumps(tables))
+    assert "mode=ro" in str(kept_in(hostile)[0])
 
 
 def test_what_is_trusted_runs(hostile: Path) -> None:

@@ -103,7 +103,7 @@ class Claims:
     def __init__(self, storage: BaseStorage, name: str, *, shared: bool):
         self.shared = shared
         self.driver = -1  # the claim that this driver is
-        self.elsewhere: set[str] = set()  # what others had claimed at the last `refresh`
+        self.elsewhere: set[str] = set()  # the networks that others had at the last `refresh`
         self._storage, self._name = storage, name
         self._study = -1
         self._mine: dict[str, int] = {}
@@ -139,6 +139,7 @@ class Claims:
         """Returns whether this driver holds a claim, which it makes unless another one has it."""
         if key in self._mine or key in self.elsewhere:
             return key in self._mine
+        self._be_driver()  # or else the claim would not count, nor any later one
         claim = self._add(key)
         if self._first(key) != claim:
             self._end(claim)
@@ -152,24 +153,25 @@ class Claims:
             self._end(self._mine.pop(key))
 
     def refresh(self) -> None:
-        """Looks what others have claimed."""
+        """Looks which networks others have claimed."""
         claims = (claim.user_attrs for claim in self._running())
         self.elsewhere = {
             claim["key"] for claim in claims if claim.get("driver", self.driver) != self.driver
-        }
+        } - {TURN}
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Excludes all other drivers."""
         self._be_driver()
-        if self.shared:
-            turn = self._mine[TURN] = self._add(TURN)
-            while (first := self._first(TURN)) != turn:
-                time.sleep(TURN_SECONDS)
-                if first is None:  # this driver was ended meanwhile
-                    self._be_driver()
-                    turn = self._mine[TURN] = self._add(TURN)
         try:
+            if self.shared:
+                self._mine[TURN] = self._add(TURN)
+                while (first := self._first(TURN)) != self._mine[TURN]:
+                    time.sleep(TURN_SECONDS)
+                    if first is None:  # this driver was ended meanwhile
+                        del self._mine[TURN]  # or else it would be claimed twice
+                        self._be_driver()
+                        self._mine[TURN] = self._add(TURN)
             yield
         finally:
             self.release(TURN)

@@ -124,6 +124,11 @@ class Executor(ABC):
         """
 
 
+def rarely(n: int) -> bool:
+    """Whether the nth time, from 1, is one to measure: the first, second, fourth, eighth."""
+    return n & (n - 1) == 0
+
+
 class LocalExecutor(Executor):
     """Trains in this process: together, as one padded network, where that works and is faster.
 
@@ -133,12 +138,13 @@ class LocalExecutor(Executor):
 
     def __init__(self, stackable: bool | None = None) -> None:
         self._stackable = stackable
+        self._n_asked = 0  # how often it was to be measured
         self.why_alone: str | None = None  # where it does not, or is not
 
     @property
     def stacks(self) -> bool:  # type: ignore[override]
         """Whether one candidate more in a share is nearly free; yes, until it is known better."""
-        return self._stackable is not False
+        return self._stackable is not False and self.why_alone is None
 
     def run(self, task: Task, shares: Shares, **options: Any) -> Outcomes:
         """Yields an outcome for each candidate; see `Executor`."""
@@ -201,24 +207,25 @@ class LocalExecutor(Executor):
                 )  # fmt: skip
 
     def _is_faster(self, task: Task, networks: Sequence[nn.Module]) -> bool:
-        """Returns whether networks train faster in a stack, by a few steps of the first ones."""
-        if self._stackable is None:
+        """Returns whether networks train faster in a stack, by a few steps of the first ones.
+
+        What else runs may slow a stack down: a no is measured again, ever more rarely.
+        """
+        self._n_asked += 1
+        if self._stackable is None and rarely(self._n_asked):
             try:
                 together, alone = step_seconds(networks, task.channels, task.data, task.settings)
-                self._stackable = together <= alone
-                if not self._stackable:
-                    self.why_alone = (
-                        f"a step of {len(networks)} takes {alone:.3g} s so, and "
-                        f"{together:.3g} s in a stack"
-                    )
-                    log.info("networks train one by one: %s", self.why_alone)
+                steps = f"a step of {len(networks)} takes {alone:.3g} s so, and {together:.3g} s"
+                self._stackable = together <= alone or None
+                if not self._stackable and self.why_alone is None:
+                    log.info("networks train one by one: %s in a stack", steps)
+                self.why_alone = None if self._stackable else f"{steps} in a stack"
             except NotStackable as reason:
                 self._stackable, self.why_alone = False, str(reason)
                 log.warning("networks train one by one: %s", reason)
-            except Exception as error:  # of one network: others are measured again
+            except Exception as error:  # of one network
                 log.warning("%d networks train one by one: %r", len(networks), error)
-                return False
-        return self._stackable is not False
+        return bool(self._stackable)
 
 
 def _train_alone(

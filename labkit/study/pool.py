@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from labkit.errors import LabkitError
-from labkit.runtime import importable_from
+from labkit.runtime import Stopped, importable_from
 from labkit.study.executor import (
     POLL_SECONDS,
     Executor,
@@ -34,6 +34,7 @@ from labkit.study.executor import (
     Outcomes,
     Shares,
     Task,
+    rarely,
 )
 from labkit.study.processes import ProcessPool, WorkerLostError
 from labkit.study.record import Candidate, Failure, FailureKind, Outcome
@@ -83,11 +84,12 @@ class PoolExecutor(Executor):
     """
 
     losses: tuple[type[Exception], ...] = (WorkerLostError,)
+    stacks = True  # until a worker says otherwise
+    _alone, _n_answers = False, 0  # what the last share of several came to
 
     def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
         self.pool = pool
         self.workers = workers or getattr(pool, "_max_workers", None) or 1
-        self.stacks = True  # until a worker says otherwise
 
     def run(
         self,
@@ -124,6 +126,11 @@ class PoolExecutor(Executor):
                         yield from outcomes
                         ended = {outcome.candidate for outcome in outcomes}
                         again.extend([one] for one in share if one not in ended)
+            except (LabkitError, Stopped):  # what has ended meanwhile is kept
+                for future in running:
+                    if future.done() and not (future.cancelled() or future.exception()):
+                        yield from (future.result() or ([], None))[0]
+                raise
             finally:
                 for future in running:
                     future.cancel()
@@ -158,9 +165,13 @@ class PoolExecutor(Executor):
         if answer is None:
             return None
         outcomes, why_alone = answer
-        if why_alone and self.stacks:
-            self.stacks = False
-            log.warning("networks train one by one: %s", why_alone)
+        self._n_answers += 1
+        if len(share) > 1:
+            if why_alone and not self._alone:
+                log.warning("networks train one by one: %s", why_alone)
+            self._alone = bool(why_alone)
+        # What else runs there may have slowed its stack down: another share tries it again.
+        self.stacks = not self._alone or rarely(self._n_answers)
         return outcomes
 
 

@@ -99,8 +99,9 @@ class Search:
         self.folder = None if folder is None else as_path("folder", folder)
         if not isinstance(storage, str | BaseStorage | None):
             raise LabkitError(f"storage: expected a URL, got {shown(storage)}")
-        known = self.folder and kept_in(self.folder)[0]
-        kept = storage or checked.search.strategy.setup.storage or known
+        kept: str | Path | BaseStorage | None = storage or checked.search.strategy.setup.storage
+        if kept is None and self.folder is not None:
+            kept = kept_in(self.folder)[0]
         if isinstance(kept, str):  # the folder remembers it
             kept = as_url(kept)
             checked = checked.replace(storage=kept)

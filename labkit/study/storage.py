@@ -204,8 +204,8 @@ class Careful(type("Delegating", (BaseStorage,), _METHODS)):  # type: ignore[mis
 
 
 def _is_same(a: FrozenTrial, b: FrozenTrial) -> bool:
-    assert a.datetime_start is not None
-    assert b.datetime_start is not None
+    if a.datetime_start is None or b.datetime_start is None:  # it waits: another program's
+        return False
     apart = abs(a.datetime_start - b.datetime_start).total_seconds()  # MySQL rounds to seconds
     return apart < 1 and all(
         getattr(a, key) == getattr(b, key) for key in ("state", "params", "user_attrs")

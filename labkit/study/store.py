@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
-from labkit.study.claims import DRIVER, TURN, Claims, locked
+from labkit.study.claims import Claims, locked
 from labkit.study.front import Front
 from labkit.study.record import FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
@@ -183,7 +183,7 @@ class Store:
     @property
     def n_elsewhere(self) -> int:
         """How many networks other drivers were training at the last `refresh`."""
-        return 0 if self._claims is None else len(self._claims.elsewhere - {DRIVER, TURN})
+        return 0 if self._claims is None else len(self._claims.elsewhere)
 
     def ask(self, n: int, running: Container[Plan] = ()) -> list[Asked]:
         """Returns n proposals of the sampler; fewer where brute force has no more networks.

@@ -19,6 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from labkit.checks import as_path
 from labkit.errors import LabkitError, in_words
@@ -55,13 +56,24 @@ def kept_in(folder: Path) -> tuple[str | Path, str | None]:
     """Returns where the study of a results folder is kept, and its name if others may be there.
 
     Nothing that the folder's configuration names is imported.
+
+    Raises:
+        LabkitError: It names a server with options, which tell a driver what to load or to send.
     """
+    setup = None
     with contextlib.suppress(LabkitError, ValidationError, KeyError, TypeError, AttributeError):
         tables = read_toml(folder / "config.toml")
         setup = SetupTable.model_validate(tables["search"]["strategy"]["setup"], context=folder)
-        if setup.storage is not None:
-            return setup.storage, str(tables.get("project", DEFAULT_PROJECT))
-    return folder / DATABASE, None
+        name = str(tables.get("project", DEFAULT_PROJECT))
+    if setup is None or setup.storage is None:
+        return folder / DATABASE, None
+    url = make_url(setup.storage)
+    if url.query and url.get_backend_name() != "sqlite":
+        raise LabkitError(
+            f"storage: the folder names an address with options, {named(setup.storage)!r}, to "
+            "which labkit connects only where you give it: --storage or storage="
+        )
+    return setup.storage, name
 
 
 def open_study(folder: str | Path) -> optuna.Study:

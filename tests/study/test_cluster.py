@@ -22,7 +22,7 @@ from labkit.study.cluster import DaskExecutor, connect
 from labkit.study.executor import LocalExecutor, Task
 from labkit.study.results import Results
 from labkit.study.search import Search, search
-from labkit.study.store import open_study, read_trials
+from labkit.study.studies import open_study, read_trials
 from tests.study.test_executor import CANDIDATES
 
 distributed = pytest.importorskip("distributed")

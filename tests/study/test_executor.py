@@ -68,6 +68,18 @@ def test_one_by_one_where_that_is_faster(
     assert caplog.text.count(said) == 1  # once a search
 
 
+def test_what_was_slower_in_a_stack_is_measured_again(
+    task: Task, stacks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([(2, 1), (2, 1), (1, 2)])  # by the first, second and fourth share
+    monkeypatch.setattr(module, "step_seconds", lambda *_: next(measured))
+    local = LocalExecutor()
+    for stackable in (False, False, False, True, True):
+        list(local.run(task, [CANDIDATES]))
+        assert local.stacks == stackable
+    assert stacks == [4, 4]
+
+
 @pytest.mark.parametrize("kind", ["norm", "hook"])
 def test_what_cannot_be_stacked_trains_alone_and_the_log_says_why(
     blobs: Dataset, kind: str, caplog: pytest.LogCaptureFixture

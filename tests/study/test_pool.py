@@ -1,11 +1,12 @@
 """Executors over pools: kept full, and nothing is lost where a worker is."""
 
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from labkit.study import pool as module
 from labkit.study.executor import LocalExecutor, Task, device_of
 from labkit.study.pool import AutoExecutor, PoolExecutor, ProcessExecutor, as_executor, train_share
 from labkit.study.processes import ProcessPool, WorkerLostError
-from labkit.study.record import Candidate
+from labkit.study.record import Candidate, Outcome
 from labkit.study.search import search
 from labkit.study.studies import open_study, read_trials
 from labkit.training import TrainSettings
@@ -164,7 +165,7 @@ def test_where_networks_train_one_by_one_the_rest_of_a_share_goes_to_other_worke
 ) -> None:
     model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
     together = Task(model, blobs, TrainSettings(max_epochs=1))
-    plans = [Plan((("_0", width),)) for width in (5, 10, 20, 30)]
+    plans = [Plan((("_0", width),)) for width in (5, 10, 20, 30, 40)]
     candidates = [Candidate(plan, 0) for plan in plans]
     name, packed = "alone", pickle.dumps(together)
     outcomes, why = train_share(name, candidates, module.VERSIONS, packed) or ([], None)
@@ -187,6 +188,57 @@ def test_a_stop_ends_a_run_over_a_pool(task: Task) -> None:
         pytest.raises(runtime.Stopped),
     ):
         list(PoolExecutor(pool).run(task, [CANDIDATES], on_step=stop))
+
+
+class Answering(concurrent.futures.ThreadPoolExecutor):
+    """A pool of one worker, which stacks networks or does not, as a list says share by share."""
+
+    def __init__(self, *stacks: bool) -> None:
+        super().__init__(1)
+        self.stacks = iter(stacks)
+        self.sizes: list[int] = []
+
+    def submit(self, function: Any, name: str, share: Sequence[Candidate], *args: Any) -> Any:  # type: ignore[override]
+        self.sizes.append(len(share))
+        if len(share) == 1:
+            return super().submit(lambda: ([Outcome(one) for one in share], None))
+        n, why = (len(share), None) if next(self.stacks) else (1, "it is slow")
+        return super().submit(lambda: ([Outcome(one) for one in share[:n]], why))
+
+
+def test_whether_networks_stack_is_asked_again(task: Task) -> None:
+    candidates = iter([Candidate(Plan((("_0", width),)), 0) for width in range(60)])
+    with Answering(False, False, True, True, True) as pool:
+        executor = PoolExecutor(pool)
+
+        def shares() -> Iterator[list[Candidate]]:
+            while share := [*itertools.islice(candidates, 10 if executor.stacks else 1)]:
+                yield share
+
+        outcomes = list(executor.run(task, shares()))
+    assert len({outcome.candidate for outcome in outcomes}) == len(outcomes) == 60
+    assert [size for size in pool.sizes if size > 1] == [10, 10, 10, 10, 8]
+    assert executor.stacks
+
+
+def test_what_has_ended_is_kept_where_a_run_is_stopped(task: Task) -> None:
+    futures: list[Any] = []
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def submit(self, *args: Any) -> Any:  # type: ignore[override]
+            futures.append(super().submit(*args))
+            return futures[-1]
+
+    def stop() -> None:
+        concurrent.futures.wait(futures)
+        raise runtime.Stopped
+
+    outcomes: list[Outcome] = []
+    with Pool(2) as pool:
+        run = PoolExecutor(pool).run(task, [CANDIDATES[:2], CANDIDATES[2:]], on_step=stop)
+        with pytest.raises(runtime.Stopped):
+            outcomes.extend(run)
+    assert {outcome.candidate for outcome in outcomes} == set(CANDIDATES)
 
 
 @pytest.fixture

@@ -275,6 +275,30 @@ def test_a_driver_that_is_not_heard_of_loses_its_claims(
                 elsewhere.check_turn()
 
 
+def test_a_driver_that_was_taken_for_dead_claims_again(
+    journal: Callable[[], optuna.storages.BaseStorage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, _ = driver_elsewhere(journal, monkeypatch)
+    here = Claims(journal(), "many", shared=True)
+    entered = threading.Event()
+
+    def wait_for_a_turn() -> None:
+        with here.turn():
+            entered.set()
+
+    with here.driving():
+        elsewhere._end(here.driver)
+        assert here.claim("b")
+        with elsewhere.turn():
+            waiting = threading.Thread(target=wait_for_a_turn, daemon=True)
+            waiting.start()
+            wait_for(lambda: "turn" in here._mine)
+            elsewhere._end(here.driver)
+        assert entered.wait(LIMIT)
+        waiting.join()
+        assert here._mine.keys() == {"b"}
+
+
 def test_a_driver_of_another_machine_is_waited_for_before_it_is_replaced(
     journal: Callable[[], optuna.storages.BaseStorage], monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
