@@ -83,7 +83,7 @@ def as_url(storage: str | Path, base: Path | None = None) -> str:
         with faults_of(named(storage)):
             url = make_url(storage)
     if (file := _file(url)) is not None:
-        url = url.set(database=str(((base or Path()) / file).resolve()))
+        url = url.set(database=os.path.realpath((base or Path()) / file))
     return url.render_as_string(hide_password=False)
 
 

@@ -110,7 +110,8 @@ def _search(drawn: Any, folder: Path) -> None:
     own = {"model": labkit.get_model("jsc-toy"), "data": rows()}
     arguments |= {key: own[key] for key in own if arguments.get(key) is None}
     known = {key: arguments[key] for key in SEARCH if key in arguments}
-    if known.get("folder") == ODD["'/' * 5_000"]():  # is asked for, and elsewhere
+    above = ODD["'/' * 5_000"]()
+    if isinstance(known.get("folder"), str) and known["folder"] == above:  # is asked for
         known["folder"] = "out"
     labkit.Search(**known).results()
 

@@ -235,7 +235,15 @@ def test_what_is_no_configuration(tables: dict[str, Any], source: Any, message: 
 
 
 @pytest.mark.parametrize(
-    "text", ["seed = " + "9" * 100_000, "seed = " + "[" * 5_000, "a = {" * 5_000, "\0", "\udcff"]
+    "text",
+    [
+        "seed = " + "9" * 100_000,
+        "seed = " + "[" * 5_000,
+        "a = {" * 5_000,
+        "\0",
+        "\udcff",
+        "a." * 100_000 + "a = 1",
+    ],
 )
 def test_what_is_no_toml(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.toml").write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -293,3 +293,11 @@ def test_paths_in_a_toml_are_relative_to_it(
     told = (moved / "config.toml").read_text()
     (moved / "config.toml").write_text(told.replace("/project/", "/copied/"))
     assert len(search(moved / "config.toml", folder=moved, trials=3, progress=False).trials) == 3
+
+
+def test_a_link_to_itself_is_no_storage(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "loop.db").symlink_to("loop.db")
+    with pytest.raises(LabkitError, match=r"^storage: there is no database '.*loop\.db'"):
+        Search(tables, data=blobs, storage=f"sqlite:///{tmp_path}/loop.db")
