@@ -267,8 +267,8 @@ class Claims:
 
     def _first(self, key: str) -> int | None:
         """Returns the claim of a key that holds."""
-        claims = (claim for claim in self._running() if claim.user_attrs["key"] == key)
-        return next((claim._trial_id for claim in claims), None)
+        claims = (c._trial_id for c in self._running() if c.user_attrs["key"] == key)
+        return next(claims, None)
 
     def _add(self, key: str, **attributes: Any) -> int:
         attributes = {"key": key} | (attributes or {"driver": self.driver})

@@ -152,11 +152,7 @@ class LocalExecutor(Executor):
             yield from self.train(task, share, **options)
 
     def train(
-        self,
-        task: Task,
-        candidates: Sequence[Candidate],
-        on_epoch: OnEpoch | None = None,
-        on_step: OnStep | None = None,
+        self, task: Task, candidates: Sequence[Candidate], **options: Any
     ) -> Iterator[Outcome]:
         """Yields an outcome for each candidate of a share."""
         built: list[tuple[Candidate, nn.Module]] = []
@@ -173,29 +169,23 @@ class LocalExecutor(Executor):
         for start in range(0, len(built), width):
             part = built[start : start + width]
             if len(part) > 1 and self._is_faster(task, [network for _, network in part]):
-                yield from self._together(task, part, on_epoch, on_step)
+                yield from self._together(task, part, **options)
             else:
                 for candidate, network in part:
-                    yield _train_alone(task, candidate, network, on_epoch, on_step)
+                    yield _train_alone(task, candidate, network, **options)
 
     @staticmethod
     def _together(
-        task: Task,
-        part: Sequence[tuple[Candidate, nn.Module]],
-        on_epoch: OnEpoch | None,
-        on_step: OnStep | None,
+        task: Task, part: Sequence[tuple[Candidate, nn.Module]], **options: Any
     ) -> Iterator[Outcome]:
         candidates, networks = zip(*part)
         seeds = [candidate.seed for candidate in candidates]
         try:
-            trained = fit_stack(
-                networks, task.channels, task.data, task.settings, seeds,
-                on_epoch=on_epoch, on_step=on_step,
-            )  # fmt: skip
+            trained = fit_stack(networks, task.channels, task.data, task.settings, seeds, **options)
         except Exception as error:  # of one network, or out of memory: alone, each says so
             log.warning("%d networks train one by one: %r", len(networks), error)
             for candidate in candidates:
-                yield _train_alone(task, candidate, task.build(candidate), on_epoch, on_step)
+                yield _train_alone(task, candidate, None, **options)
             return
         for candidate, one in zip(candidates, trained):
             if one.failure is not None:
@@ -231,18 +221,16 @@ class LocalExecutor(Executor):
 def _train_alone(
     task: Task,
     candidate: Candidate,
-    network: nn.Module,
-    on_epoch: OnEpoch | None,
-    on_step: OnStep | None,
+    network: nn.Module | None,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
 ) -> Outcome:
+    told = None if on_epoch is None else lambda metrics: on_epoch([metrics])
     try:
+        if network is None:
+            network = task.build(candidate)
         history = train(
-            network,
-            task.data,
-            task.settings,
-            seed=candidate.seed,
-            on_epoch=None if on_epoch is None else lambda metrics: on_epoch([metrics]),
-            on_step=on_step,
+            network, task.data, task.settings, seed=candidate.seed, on_epoch=told, on_step=on_step
         )
     except Exception as error:  # one bad candidate must not end a search
         return _failed(candidate, error)

@@ -65,6 +65,8 @@ class ProcessPool(concurrent.futures.ThreadPoolExecutor):
         for process in self._processes:
             process.kill()
         super().shutdown(wait, cancel_futures=True)
+        for process in self._processes:
+            process.wait()  # or else its entry stays in the system's table
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         process = self._idle.pop() if self._idle else self._start()

@@ -248,9 +248,8 @@ class Search:
             Candidate(trial.record.plan, self.config.seed): trial
             for trial in self._networks.missing(self.store.front)
         }
-        if not missing:
-            return
-        log.warning("%d of the front are not in best/, and trained again", len(missing))
+        if missing:
+            log.warning("%d of the front are not in best/, and trained again", len(missing))
         for outcome in self._trainer.again({one: t.number for one, t in missing.items()}):
             if outcome.failure is None:
                 trial = missing[outcome.candidate]

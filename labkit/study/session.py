@@ -14,12 +14,7 @@ from labkit import runtime
 
 @contextlib.contextmanager
 def session(
-    stop: Callable[[], None],
-    *,
-    progress: bool,
-    total: int,
-    unit: str,
-    done: int = 0,
+    stop: Callable[[], None], *, progress: bool, total: int, unit: str, done: int = 0
 ) -> Iterator[tqdm]:
     """Yields a progress bar, while signals call `stop`.
 

@@ -9,10 +9,11 @@ space's ordered lists, which TPE and QMC make use of.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,19 +44,15 @@ from labkit.transform import Plan
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Returns one of Optuna's samplers by the name that a configuration gives it."""
     samplers = optuna.samplers
+    kinds: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+        "tpe": functools.partial(samplers.TPESampler, constant_liar=True),
+        "nsgaii": samplers.NSGAIISampler,
+        "nsgaiii": samplers.NSGAIIISampler,
+        "qmc": functools.partial(samplers.QMCSampler, scramble=True),
+    }
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        match name:
-            case "tpe":
-                return samplers.TPESampler(seed=seed, constant_liar=True)
-            case "nsgaii":
-                return samplers.NSGAIISampler(seed=seed)
-            case "nsgaiii":
-                return samplers.NSGAIIISampler(seed=seed)
-            case "qmc":
-                return samplers.QMCSampler(seed=seed, scramble=True)
-            case "random" | "bruteforce":  # which does without one; see Store.ask
-                return samplers.RandomSampler(seed=seed)
-    raise LabkitError(f"search.strategy.setup.sampler: unknown sampler {name!r}")
+        # Brute force does without one; see Store.ask.
+        return kinds.get(name, samplers.RandomSampler)(seed=seed)
 
 
 @dataclass(frozen=True)
@@ -177,9 +174,6 @@ class Store:
         seed = (self._seed + len(self.trials) + driver) % 2**32
         self._memory.sampler = make_sampler(self._sampler, seed)
 
-    def _is_elsewhere(self, plan: Plan) -> bool:
-        return self._claims is not None and _key(plan) in self._claims.elsewhere
-
     @property
     def n_elsewhere(self) -> int:
         """How many networks other drivers were training at the last `refresh`."""
@@ -198,10 +192,11 @@ class Store:
         if self._every is None:
             trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
             return [Asked(trial.params, datetime.now(), trial) for trial in trials]
+        others = self._claims.elsewhere if self._claims is not None else set()
         untried = (
             indices
             for plan, indices in self._every.items()
-            if not (plan in self.tried or plan in running or self._is_elsewhere(plan))
+            if not (plan in self.tried or plan in running or (others and _key(plan) in others))
         )
         return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 

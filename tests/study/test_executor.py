@@ -114,6 +114,23 @@ def test_a_stack_that_runs_out_of_memory_trains_one_by_one(
     assert "4 networks train one by one: OutOfMemoryError('no memory is left')" in caplog.text
 
 
+def test_a_network_that_cannot_be_built_again_fails_alone(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    def lacks_memory(*_: object, **__: object) -> Any:
+        monkeypatch.setattr(Task, "build", out_of_memory)
+        return out_of_memory()
+
+    monkeypatch.setattr(module, "step_seconds", lambda *_: (1, 2))
+    monkeypatch.setattr(module, "fit_stack", lacks_memory)
+    outcomes = list(LocalExecutor().run(task, [CANDIDATES]))
+    assert [outcome.candidate for outcome in outcomes] == CANDIDATES
+    assert all(outcome.failure is not None for outcome in outcomes)
+
+
 def test_a_bug_of_the_stack_is_said_and_ends_no_search(
     task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

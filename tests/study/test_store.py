@@ -205,11 +205,6 @@ def test_brute_force_over_too_many_networks_is_refused_before_it_begins(tmp_path
         make(None, space, sampler="bruteforce")
 
 
-def test_samplers_are_named() -> None:
-    with pytest.raises(LabkitError, match="unknown sampler 'grid'"):
-        make_sampler("grid", 0)
-
-
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 metrics = st.dictionaries(st.text(), numbers, max_size=3)
 
