@@ -124,15 +124,16 @@ class Claims:
             )
         self._study = study._study_id
         ended = threading.Event()
-        self._join()
         beating = threading.Thread(target=self._beat_until, args=(ended,), daemon=True)
-        beating.start()
         try:
+            self._join()
+            beating.start()
             yield
         finally:
             ended.set()
-            beating.join(1)  # it may wait for the storage
-            with contextlib.suppress(LabkitError):  # then others hear no more beats
+            if beating.ident is not None:
+                beating.join(1)  # it may wait for the storage
+            with contextlib.suppress(LabkitError, KeyError):  # then others hear no more beats
                 self._end(self.driver)
 
     def claim(self, key: str) -> bool:
@@ -212,7 +213,6 @@ class Claims:
         while rivals := [claim for claim in self._running() if self._excludes(claim)]:
             for rival in rivals:
                 if rival._trial_id in self._alive:
-                    self._end(self.driver)
                     raise LabkitError(
                         f"storage: the search {self._name!r} is run by {rival.user_attrs['who']}; "
                         "end it, or start both with --shared"

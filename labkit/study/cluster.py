@@ -13,13 +13,13 @@ import distributed
 from distributed.cfexecutor import ClientExecutor
 from distributed.comm import get_address_host_port
 
-from labkit.errors import LabkitError
+from labkit.errors import in_words
 from labkit.study.executor import Task
 from labkit.study.pool import (
     VERSIONS,
     Answer,
     PoolExecutor,
-    in_words,
+    goes_on,
     packages,
     packed,
     train_share,
@@ -47,7 +47,7 @@ class DaskExecutor(PoolExecutor):
         self._has_workers = True
 
     @property
-    @in_words()
+    @goes_on()
     def workers(self) -> int:  # type: ignore[override]
         """How many workers there are now; 1 where there are none yet."""
         n = len(self._client.nthreads())
@@ -59,7 +59,7 @@ class DaskExecutor(PoolExecutor):
     @contextlib.contextmanager
     def _delivered(self, name: str, task: Task) -> Iterator[None]:
         plugin = _Delivery(name, packed(task))
-        with super()._delivered(name, task), in_words():
+        with super()._delivered(name, task), goes_on():
             self._client.register_plugin(plugin)
             try:
                 yield
@@ -67,7 +67,7 @@ class DaskExecutor(PoolExecutor):
                 if self._client.status == "running":
                     self._client.unregister_worker_plugin(name)
 
-    @in_words()
+    @goes_on()
     def _submit(
         self, name: str, share: Sequence[Candidate], package: bytes = b""
     ) -> Future[Answer | None]:
@@ -109,12 +109,10 @@ def connect(address: str) -> DaskExecutor:
     Raises:
         LabkitError: None answers there.
     """
-    try:
+    with in_words(
+        "executor: expected the address of a Dask scheduler, such as tcp://127.0.0.1:8786; "
+        f"none answers at {address!r}"
+    ):
         get_address_host_port(address, strict=True)  # a client that it stops is noisy
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except Exception as error:  # of the address, of the network, of another version
-        raise LabkitError(
-            f"executor: expected the address of a Dask scheduler, such as tcp://127.0.0.1:8786; "
-            f"none answers at {address!r}: {type(error).__name__}: {error}"
-        ) from error
     return DaskExecutor(client.get_executor())

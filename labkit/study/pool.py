@@ -23,7 +23,7 @@ import cloudpickle
 import psutil
 import torch
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, in_words
 from labkit.runtime import Stopped, importable_from
 from labkit.study.executor import (
     POLL_SECONDS,
@@ -54,8 +54,8 @@ VERSIONS = {"Python": platform.python_version()} | {
 
 
 @contextlib.contextmanager
-def in_words(*passed: type[Exception]) -> Iterator[None]:
-    """Says in words that a pool cannot go on; some errors pass as they are."""
+def goes_on(*passed: type[Exception]) -> Iterator[None]:
+    """Says in words where a pool does not; some errors pass as they are."""
     try:
         yield
     except Exception as error:  # each pool has its own kinds
@@ -144,7 +144,7 @@ class PoolExecutor(Executor):
         finally:
             del _tasks[name]
 
-    @in_words()
+    @goes_on()
     def _submit(
         self, name: str, share: Sequence[Candidate], package: bytes = b""
     ) -> Future[Answer | None]:
@@ -155,7 +155,7 @@ class PoolExecutor(Executor):
     ) -> list[Outcome] | None:
         """Returns what became of a share, as far as it was trained; `None` if it lacks the task."""
         try:
-            with in_words(*self.losses):
+            with goes_on(*self.losses):
                 answer = future.result()
         except self.losses as lost:
             losses.update(share)
@@ -228,12 +228,8 @@ packages: dict[str, bytes] = {}  # those that came another way than with a share
 
 def packed(task: Task) -> bytes:
     """Returns a task as it is sent to other processes."""
-    try:
+    with in_words("model: it cannot be sent to another process"):
         return cloudpickle.dumps(task)
-    except Exception as error:  # a network of the user's own may raise anything
-        raise LabkitError(
-            f"model: it cannot be sent to another process: {type(error).__name__}: {error}"
-        ) from error
 
 
 def train_share(

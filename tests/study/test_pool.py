@@ -128,7 +128,9 @@ def test_a_broken_pool_ends_the_search_in_words_and_the_same_search_continues(
 
 def test_a_network_that_cannot_be_sent_is_said(task: Task) -> None:
     task.model.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(LabkitError, match="model: it cannot be sent to another process: TypeError"):
+    with pytest.raises(
+        LabkitError, match="model: it cannot be sent to another process: cannot pickle"
+    ):
         list(ProcessExecutor(1).run(task, [CANDIDATES]))
 
 

@@ -315,6 +315,22 @@ def test_a_driver_of_another_machine_is_waited_for_before_it_is_replaced(
         assert here._beats > claims.SILENT_BEATS
 
 
+def test_a_driver_that_is_interrupted_while_it_waits_leaves_no_claim(
+    journal: Callable[[], optuna.storages.BaseStorage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    driver_elsewhere(journal, monkeypatch)
+    here = Claims(journal(), "many", shared=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt), here.driving():
+            pass
+    state = here._storage.get_trial(here.driver).state
+    assert state == optuna.trial.TrialState.FAIL
+
+
 def test_a_process_of_this_machine_that_ended_is_known_at_once(
     journal: Callable[[], optuna.storages.BaseStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
