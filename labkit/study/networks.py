@@ -38,11 +38,7 @@ class FrontNetworks:
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        model: nn.Module,
-        channels: Channels,
-        input_shape: Sequence[int],
+        self, folder: Path | None, model: nn.Module, channels: Channels, input_shape: Sequence[int]
     ):
         self._folder, self._model, self._channels = folder, model, channels
         self._input_shape = list(input_shape)

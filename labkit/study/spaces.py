@@ -12,13 +12,7 @@ from torch.fx import GraphModule
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.operators import scalable_modules
 from labkit.study.space import SearchSpaceBase, register_space
-from labkit.transform import (
-    ChannelGroup,
-    Plan,
-    find_layer,
-    layer_nodes,
-    resolution_of,
-)
+from labkit.transform import ChannelGroup, Plan, find_layer, layer_nodes, resolution_of
 from labkit.transform.graph import operator_name
 from labkit.transform.plan import REQUEST_KEYS, SIDES
 
