@@ -23,7 +23,7 @@ from labkit.operators.base import Axes, Call, Functions, Operator, Shape, regist
 from labkit.operators.elementwise import meet
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import argument, describe, is_shape
-from labkit.operators.weights import IN, OUT, Axis, carried
+from labkit.operators.weights import IN, OUT, Axis, carried, in_place_of
 
 QKV = "query", "key", "value"
 DOTS = "0123456789"  # names of the axes that a product has in front, from the last to the first
@@ -49,11 +49,10 @@ class Product(Operator):
         raise NotImplementedError
 
     def flow(self, call: Call) -> Any:
-        a, b = (call.axes.get(node) for node in self.operands(call.node))
-        if not (isinstance(a, list) and isinstance(b, list)):
-            return None
+        nodes = self.operands(call.node)
+        a, b = (call.axes[node] for node in nodes)
         names = self.names(call.node, (len(a), len(b)))
-        return None if names is None else multiplied(call, (a, b), names, self.operands(call.node))
+        return None if names is None else multiplied(call, (a, b), names, nodes)
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int | None:
         shapes = shapes_of(node, read)
@@ -185,9 +184,9 @@ def _plus(call: Call, product: Axes | None, added: Any) -> Axes | None:
     return product
 
 
-def _tensors(call: Call) -> list[Any]:
-    """Returns the axes of an attention's queries, keys and values."""
-    return [call.axes.get(call.argument(i, name)) for i, name in enumerate(QKV)]
+def _tensors(node: Node) -> list[Any]:
+    """Returns an attention's queries, keys and values."""
+    return [argument(node, i, name) for i, name in enumerate(QKV)]
 
 
 @register_operator
@@ -199,10 +198,8 @@ class ScaledDotProduct(Operator):
     matrix_product = True
 
     def flow(self, call: Call) -> Any:
-        q, k, v = _tensors(call)
-        nodes = [call.argument(i, name) for i, name in enumerate(QKV)]
-        if not (isinstance(q, list) and isinstance(k, list) and isinstance(v, list)):
-            return None
+        nodes = _tensors(call.node)
+        q, k, v = (call.axes[node] for node in nodes)
         if call.node.kwargs.get("enable_gqa"):  # several heads of queries for one of the others
             n = lay.plain(lay.size(q[-3]) // lay.size(k[-3]))
             k, v = ([*x[:-3], lay.product(x[-3], n), *x[-2:]] for x in (k, v))
@@ -217,7 +214,7 @@ class ScaledDotProduct(Operator):
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         shapes = shapes_of(node, read)
-        q, k, v = (shapes[argument(node, i, name)] for i, name in enumerate(QKV))
+        q, k, v = (shapes[tensor] for tensor in _tensors(node))
         return math.prod(written[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
@@ -234,23 +231,21 @@ class MultiheadAttention(Operator):
         return width, width
 
     def flow(self, call: Call) -> Any:
-        tensors = _tensors(call)
         module: Any = call.module
-        if call.sides is None or not all(isinstance(axes, list) for axes in tensors):
+        if call.sides is None:
             return None
-        width = call.sides[1]
+        tensors, width = [call.axes[node] for node in _tensors(call.node)], call.sides[1]
         for axes, n in zip(tensors, (module.embed_dim, module.kdim, module.vdim)):
             if n == module.embed_dim:
                 lay.join(axes[-1], width)
             else:
                 lay.fix(axes[-1], f"{describe(call.node)} has keys or values of another width")
-        weights = [
-            user
+        weighs = any(  # whether its weights are used
+            user.target is not operator.getitem or (user.args[1] != 0 and user.users)
             for user in call.node.users
-            if not (user.target is operator.getitem and (user.args[1] == 0 or not user.users))
-        ]
+        )
         mask = call.axes.get(call.argument(5, "attn_mask"), ())
-        for term in lay.expand(width) if weights or len(mask) > 2 else ():
+        for term in lay.expand(width) if weighs or len(mask) > 2 else ():
             why = f"{describe(call.node)} has masks, or returns weights, for its heads"
             lay.fix((term.var.factors or (width,))[0], why)
         return [*tensors[0][:-1], width], list(map(lay.plain, call.shape[1] or ()))
@@ -278,8 +273,7 @@ class MultiheadAttention(Operator):
                 along = [-1 if axis is OUT else 1 for axis in axes]
                 new[len(new) // 2] *= share.to(parameter).view(along)
             path, _, own_name = name.rpartition(".")
-            tensor = nn.Parameter(torch.cat(new), requires_grad=parameter.requires_grad)
-            setattr(module.get_submodule(path), own_name, tensor)
+            setattr(module.get_submodule(path), own_name, in_place_of(parameter, torch.cat(new)))
         module.head_dim = each
         module.out_proj.in_features = module.out_proj.out_features = len(outputs)
         for name in ("embed_dim", "kdim", "vdim"):
@@ -298,7 +292,7 @@ class MultiheadAttention(Operator):
 
     def flops(self, node: Node, module: Any, read: Sequence[Shape], written: Shape) -> int:
         shapes = shapes_of(node, read)
-        q, k, v = (shapes[argument(node, i, name)] for i, name in enumerate(QKV))
+        q, k, v = (shapes[tensor] for tensor in _tensors(node))
         tokens = -2 if module.batch_first or len(q) == 2 else 0
         n, m, rows = q[tokens], k[tokens], math.prod(q[:-1]) // q[tokens]
         added = (module.bias_k is not None) + module.add_zero_attn

@@ -22,7 +22,7 @@ from labkit.operators import layout as lay
 from labkit.operators.building import StackBuilder, Stacked
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import Path, argument, describe, module_of
-from labkit.operators.weights import IN, OUT, Axis, carried, resized
+from labkit.operators.weights import IN, OUT, Axis, carried, in_place_of, resized
 
 # What a tensor's axes are made of; of several tensors, a tuple of these.
 Axes = list[Layout]
@@ -197,9 +197,7 @@ class Operator:
                 tensor.detach(), axes, inputs.to(tensor.device), outputs.to(tensor.device),
                 groups=self.groups(module), noise=noise if is_weight else 0.0,
             )  # fmt: skip
-            if isinstance(tensor, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            setattr(module, name, new)
+            setattr(module, name, in_place_of(tensor, new))
         for name, axis in self.attributes.items():
             width = len(outputs if axis is OUT else inputs)
             setattr(module, name, (width,) if isinstance(getattr(module, name), tuple) else width)

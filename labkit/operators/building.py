@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from labkit.errors import LabkitError
 from labkit.operators.nodes import describe, run
+from labkit.operators.weights import in_place_of
 
 
 class NotStackable(LabkitError):  # noqa: N818 — not a mistake: the plain loop can train it
@@ -166,9 +167,7 @@ class StackBuilder:
         padded[real] = torch.cat([tensor.detach().reshape(-1, *rest) for tensor in tensors])
         self.real[f"{node.target}.{name}"] = real
         stacked = padded.flatten(0, 1) if folded else padded
-        if isinstance(tensors[0], nn.Parameter):
-            return nn.Parameter(stacked, requires_grad=tensors[0].requires_grad)
-        return stacked
+        return in_place_of(tensors[0], stacked)
 
 
 def outer(out: torch.Tensor, in_: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from labkit.operators import layout as lay
 from labkit.operators.base import Call, Operator, Shape, register_operator
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import as_tuple, describe
-from labkit.operators.weights import IN, OUT, carried
+from labkit.operators.weights import IN, OUT, carried, in_place_of
 
 
 @register_operator
@@ -64,8 +64,7 @@ class Recurrent(Operator):
             axes, noisy = (OUT, IN)[: parameter.ndim], noise if parameter.ndim > 1 else 0.0
             gates = parameter.detach().split(module.hidden_size)
             new = [carried(gate, axes, read, hidden, groups=1, noise=noisy) for gate in gates]
-            tensor = nn.Parameter(torch.cat(new), requires_grad=parameter.requires_grad)
-            setattr(module, name, tensor)
+            setattr(module, name, in_place_of(parameter, torch.cat(new)))
         module.input_size, module.hidden_size = len(inputs), len(hidden)
 
     def n_parameters(self, module: Any, n_in: int, n_out: int) -> int:

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Axis(enum.Enum):
@@ -59,6 +59,12 @@ def carried(
         blocks.append(part)
     joined = torch.cat(blocks) if groups > 1 else blocks[0]
     return joined.contiguous(memory_format=layout_of(tensor))
+
+
+def in_place_of(old: Tensor, new: Tensor) -> Tensor:
+    """Returns a tensor as a parameter where the one that it replaces is."""
+    is_parameter = isinstance(old, nn.Parameter)
+    return nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,7 +16,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
-from labkit.operators.nodes import Option, argument_at, called, describe, is_shape
+from labkit.operators.nodes import Option, argument_at, as_tuple, called, describe, is_shape
+from labkit.operators.weights import in_place_of
 from labkit.transform.graph import trace
 from labkit.transform.groups import Channels, Copies, Literal, Side, Sizes, size_in
 from labkit.transform.sums import DIVISIONS, PRODUCTS
@@ -37,9 +37,7 @@ def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn
         for dim, axis in enumerate(axes):
             if isinstance(axis, Side):
                 new = new.index_select(dim, axis.positions(chosen).to(new.device))
-    if isinstance(tensor, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-    setattr(owner, name, new)
+    setattr(owner, name, in_place_of(tensor, new))
     return owner
 
 
@@ -189,19 +187,12 @@ def _set_options(model: nn.Module, channels: Channels, widths: Mapping[str, int]
         nodes = channels.graphs[literal.graph].graph.nodes
         node = next(node for node in nodes if node.name == literal.node)
         given, size = argument_at(node, literal.path), literal.value_in(widths)
-        numbers = given if isinstance(given, tuple | list) else [given]
-        wanted += [
-            (number, value)
-            for number, value in zip(numbers, [size] if isinstance(size, int) else size)
-            if isinstance(number, Option)
-        ]
+        pairs = zip(as_tuple(given), as_tuple(size))
+        wanted += [(number, value) for number, value in pairs if isinstance(number, Option)]
     for option, value in wanted:
-        module = model.get_submodule(option.path)
-        new: Any = value
+        module, new = model.get_submodule(option.path), value
         if option.index is not None:
-            new = list(attrgetter(option.key)(module))
-            new[option.index] = value
-            new = tuple(new)
+            new = _replaced(getattr(module, option.key), (option.index,), value)
         setattr(module, option.key, new)
     return bool(wanted)
 

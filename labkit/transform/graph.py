@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from labkit.errors import LabkitError, did_you_mean
 from labkit.operators import layout as lay
-from labkit.operators.base import operator_of
-from labkit.operators.nodes import module_of
+from labkit.operators.base import operator_of, scalable_modules
+from labkit.operators.nodes import describe, module_of
 from labkit.transform.tracing import Batches, Tracer, assembled, copied
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -136,6 +137,37 @@ def takes_more(model: nn.Module, example_input: Example) -> bool:
     except Exception:  # whatever the user's own code raises
         return False
     return True
+
+
+def graphs_of(model: nn.Module, example_input: Example) -> tuple[list[GraphModule], str | None]:
+    """Returns the network's graph, and that in training where it is another one.
+
+    Also why no graph can replace the network's code, if so.
+    """
+    traced = training = trace(model, example_input)
+    try:
+        if traced.meta["reads mode"]:
+            training = trace(model, example_input, training=True)
+    except LabkitError:
+        layers = {str(node.target) for node, _ in layer_nodes(traced)}
+        for path, module in model.named_modules():
+            if path not in layers and isinstance(module, scalable_modules()):
+                raise
+        return [traced], "its code in training cannot be traced"
+    for node, other in itertools.zip_longest(traced.graph.nodes, training.graph.nodes):
+        if node is None or other is None or _in_words(node) != _in_words(other):
+            where = describe(other if node is None else node)
+            hint = "; use nn.Dropout" if "dropout" in where else ""
+            return [traced, training], f"{where} does something else in training{hint}"
+    if any(node.meta.get("one size") for node in traced.graph.nodes) and takes_more(
+        model, example_input
+    ):
+        return [traced], "it computes with the size of the batch"
+    return [traced], None
+
+
+def _in_words(node: Node) -> tuple[str, ...]:
+    return node.op, str(node.target), str(node.args), str(node.kwargs)
 
 
 def example_input_for(model: nn.Module) -> torch.Tensor:

@@ -23,6 +23,7 @@ from labkit.errors import LabkitError
 from labkit.operators.base import kind_of, leaf_functions, operator_of
 from labkit.operators.nodes import Option, Size, describe, has_hooks
 from labkit.operators.shaping import Creation, Filling
+from labkit.operators.weights import in_place_of
 
 Batches = tuple[list[Any], list[Any]]  # the inputs of each
 Known = Mapping[str, type[nn.Module]]
@@ -328,10 +329,7 @@ def copied(model: nn.Module, copy_of: Callable[[torch.Tensor], torch.Tensor]) ->
     for module in model.modules():
         for tensor in _tensors([*vars(module).values()]):
             if id(tensor) not in memo:
-                new = copy_of(tensor.detach())
-                if isinstance(tensor, nn.Parameter):
-                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                memo[id(tensor)] = new
+                memo[id(tensor)] = in_place_of(tensor, copy_of(tensor.detach()))
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
