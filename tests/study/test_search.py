@@ -97,7 +97,7 @@ def test_the_front_is_what_nothing_dominates(tables: dict[str, Any], blobs: Data
 
 FILES = {
     "study.db", "log.json", "best.json", "trials.csv", "best.md", "pareto.html", "config.toml",
-    "best", ".lock",
+    "best", ".lock", "runs.json",
 }  # fmt: skip
 
 
