@@ -99,7 +99,8 @@ def expand(layout: Iterable[Term]) -> Layout:
         if var.equals is None:
             terms.append(term)
         else:
-            terms += expand(
+            var.equals = expand(var.equals)  # chains of definitions are followed once
+            terms += (
                 Term(part.var, part.inner * term.inner, part.ordered and term.ordered)
                 for part in var.equals
             )
@@ -235,7 +236,7 @@ def product(*axes: Layout) -> Layout | None:
     """
     at, *others = [i for i, axis in enumerate(axes) if free(axis)] or [0]
     for axis in axes if others else ():
-        if size(axis) == 1:
+        if size(axis) == 1 and free(axis):
             fix(axis, "it is one alone, and is flattened with others")
             return product(*axes)
     if others == [at + 1]:

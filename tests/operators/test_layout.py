@@ -143,3 +143,17 @@ def test_a_fixed_width_fixes_what_defines_it() -> None:
     part = lay.split_evenly(axis, 2)
     assert not lay.free(part)
     assert part[0].var.fixed == "it is the network's input"
+
+
+def test_an_axis_that_is_joined_with_thousands_is_read_at_once() -> None:
+    axis = lay.width(8)
+    for _ in range(2000):
+        lay.join(lay.width(8), axis)
+    assert blocks(axis) == [(8, 1)]
+
+
+def test_single_elements_are_flattened_with_two_widths_whether_they_can_change_or_not() -> None:
+    for one in (lay.width(1), lay.plain(1)):
+        flat = lay.product(one, lay.width(3), lay.width(4))
+        assert flat is not None
+        assert (lay.size(flat), len(lay.variables(flat))) == (12, 3)
