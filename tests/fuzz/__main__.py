@@ -42,7 +42,7 @@ def fuzz(kind: str, cases: int, drawn: int) -> int:
                 outcomes[judge(lambda: KINDS[kind].run(case, Path.cwd()), Path(home))] += 1
             except BrokenError as error:
                 outcomes["broken"] += 1
-                broken.setdefault(error.kind, []).append(f"{case!r}\n    {error!s:.300}")
+                broken.setdefault(error.kind, []).append(f"{error!s:.300}\n    {case!r}")
 
     run()
     counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))

@@ -526,7 +526,9 @@ def _folders(drawn: Any, folder: Path) -> None:
         path = out / _member("trial_*.json")
         known = changed(json.loads((results() / _member("trial_*.json")).read_text()), tables_drawn)
         with contextlib.suppress(TypeError, ValueError, RecursionError, OSError):
-            path.write_text(json.dumps(known))
+            text = json.dumps(known)
+            path.unlink(missing_ok=True)  # it may be a link by now
+            path.write_text(text)
     match doing:
         case "load_best":
             labkit.load_best(out)
