@@ -92,6 +92,8 @@ def _applied(
     keep = weights == "keep"
     chosen = copies(channels, widths, root if keep else None)
     new_root = copied(root, torch.clone)
+    if chosen:
+        _set_modes(new_root)
     resized: dict[str, nn.Module] = {}  # by path, since a shared module is called more than once
     with contextlib.nullcontext() if seed is None else seeded(seed):
         for node, module in channels.calls.values():
@@ -128,6 +130,19 @@ def _applied(
         elif keep:
             scaled.scale(fitted, channels, chosen, change.factor)
     return (fitted if root is model else fitted.get_submodule("0")), reasons
+
+
+def _set_modes(model: nn.Module) -> None:
+    """Sets the modes that the modules are in; what was cached for old widths is cleared at that.
+
+    As the network was traced in modes that were set, its code is known to work so.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module, mode in modes.items():
+        if type(module).train is not nn.Module.train:
+            module.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def _reset(model: nn.Module) -> None:

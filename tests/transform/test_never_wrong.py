@@ -5,7 +5,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -458,6 +458,35 @@ def test_a_network_that_was_called_before_is_as_it_was() -> None:
     assert set(vars(model)) == set(vars(Around(Remembers())))
     with pytest.raises(LabkitError, match="does not work with other widths"):
         widened(model, IMAGES)  # what it cached has its widths
+
+
+def test_what_a_network_caches_until_its_mode_is_set_is_computed_anew() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.scale = nn.BatchNorm2d(8), nn.Parameter(torch.ones(1, 8, 1, 1))
+            self.cache: dict[str, torch.Tensor] = {}
+
+        def train(self, mode: bool = True) -> Self:
+            self.cache = {}
+            return super().train(mode)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                return self.norm(x * self.scale)
+            if "scale" not in self.cache:
+                self.cache["scale"] = self.scale * 1
+            return self.norm(x * self.cache["scale"])
+
+    caches = Caches()
+    model = as_if_trained(Around(caches))
+    before, cached = model(IMAGES), caches.cache["scale"]
+    caches.norm.training = True  # a mode of its own
+    new, _ = widened(model, IMAGES)
+    assert caches.cache["scale"] is cached
+    assert [m.training for m in new.modules()] == [m.training for m in model.modules()]
+    new.what.norm.training = False  # type: ignore[union-attr]
+    torch.testing.assert_close(new(IMAGES), before)
 
 
 def test_flops_of_what_no_row_changes_are_counted_once() -> None:
