@@ -182,7 +182,7 @@ def _equate_products(s: Term, t: Term) -> None:
 def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
     """Cuts an axis into consecutive parts."""
     parts: list[Layout] = []
-    rest = list(expand(layout))
+    rest, cut = list(expand(layout)), []
     for wanted in sizes:
         part: list[Term] = []
         missing = wanted
@@ -190,11 +190,14 @@ def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
             rest[:1] = expand(rest[:1])
             term = rest[0]
             if term.size > missing:
+                cut.append(term)
                 rest[:1] = _cut(term, missing)
                 continue
             part.append(rest.pop(0))
             missing -= term.size
         parts.append(tuple(part))
+    for term in reversed(cut):  # each is made of the next: thousands would be too deep at once
+        expand((term,))
     return [expand(part) for part in parts]
 
 

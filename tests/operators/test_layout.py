@@ -152,6 +152,13 @@ def test_an_axis_that_is_joined_with_thousands_is_read_at_once() -> None:
     assert blocks(axis) == [(8, 1)]
 
 
+def test_an_axis_is_cut_into_thousands_of_parts() -> None:
+    axis = lay.width(2400)
+    lay.split_evenly(axis, 1200)
+    assert len(lay.expand(axis)) == 1200
+    assert len(lay.variables(axis)) == 1
+
+
 def test_single_elements_are_flattened_with_two_widths_whether_they_can_change_or_not() -> None:
     for one in (lay.width(1), lay.plain(1)):
         flat = lay.product(one, lay.width(3), lay.width(4))
