@@ -109,23 +109,16 @@ class Search:
         setup = checked.search.strategy.setup
         self._stopping = threading.Event()
         self._bar = tqdm(disable=True)
+        shape = self.experiment.data.x_val.shape[1:]
         self._networks = FrontNetworks(
-            self.folder,
-            self.experiment.model,
-            self.space.channels,
-            self.experiment.data.x_val.shape[1:],
+            self.folder, self.experiment.model, self.space.channels, shape
         )
         if self.folder is not None:
             make_folder(self.folder)
         self.store = Store(
-            kept,
-            checked.project,
-            self.experiment.description(),
-            self.space,
-            sampler=setup.sampler,
-            seed=checked.seed,
-            shared=shared,
-        )
+            kept, checked.project, self.experiment.description(), self.space,
+            sampler=setup.sampler, seed=checked.seed, shared=shared,
+        )  # fmt: skip
         if self.folder is not None and not self.store.trials and has_results(self.folder):
             raise LabkitError(
                 f"out: {str(self.folder)!r} holds the results of a study that is not in "
@@ -260,7 +253,7 @@ class Search:
             raise runtime.Stopped
 
     def _advance(self) -> None:
-        self._bar.update()
+        self._bar.update()  # each run has a bar of its own
 
     def _show(self, metrics: Sequence[Metrics]) -> None:
         best = max(each["accuracy"] for each in metrics)
