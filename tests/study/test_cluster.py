@@ -15,6 +15,7 @@ import tomli_w
 import torch
 from torch import nn
 
+from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study import cluster as module
@@ -81,7 +82,8 @@ def test_weights_are_those_of_this_process_to_the_bit_and_the_task_is_sent_once(
         module._Delivery, "__init__", lambda self, *a: sent.append(a[0]) or deliver(self, *a)
     )
     shares = [[candidate] for candidate in CANDIDATES] * 2
-    at_home = {outcome.candidate: outcome for outcome in LocalExecutor().run(task, shares)}
+    with runtime.threads(spare=torch.get_num_threads() - 1):  # as in Dask's workers
+        at_home = {outcome.candidate: outcome for outcome in LocalExecutor().run(task, shares)}
     outcomes = list(DaskExecutor(client.get_executor()).run(task, shares))
     assert len(outcomes) == len(shares)
     for outcome in outcomes:
