@@ -50,7 +50,8 @@ class FrontNetworks:
             self._in_memory[number] = record.plan, trained.weights
             return
         best = self._folder / "best"
-        best.mkdir(exist_ok=True)
+        with in_words(f"out: cannot make {str(best)!r}"):
+            best.mkdir(exist_ok=True)
         description = {
             "number": number,
             "plan": record.widths,
