@@ -49,6 +49,16 @@ def write(path: Path, content: str | bytes) -> None:
         raise LabkitError(f"out: cannot write {str(path)!r}: {error.strerror}") from error
 
 
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        LabkitError: It cannot be removed.
+    """
+    with in_words(f"out: cannot remove {str(path)!r}"):
+        path.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a results folder.
 
@@ -66,7 +76,7 @@ def remove_unfinished(folder: Path) -> None:
     """Removes files that a killed run was writing."""
     for pattern in (f".*{UNFINISHED}", f"best/.*{UNFINISHED}"):
         for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def write_config(config: SearchConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ from labkit.checks import Table, as_path, check_memory, checked, readable
 from labkit.errors import LabkitError, in_words, shown
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import load_config
-from labkit.study.files import write
+from labkit.study.files import remove, write
 from labkit.study.record import Candidate, Metrics, Outcome, Record, Trial
 from labkit.study.results import Results
 from labkit.study.studies import open_study
@@ -80,7 +80,7 @@ class FrontNetworks:
         if self._folder is not None:
             for suffix in ("safetensors", "json"):  # a kill may have left one of the two
                 for number in saved_networks(self._folder, suffix) - kept:
-                    (self._folder / "best" / f"trial_{number}.{suffix}").unlink(missing_ok=True)
+                    remove(self._folder / "best" / f"trial_{number}.{suffix}")
 
     def open(self, number: int) -> nn.Module:
         """Returns the trained network of a trial, in evaluation mode.
