@@ -19,12 +19,12 @@ from labkit.errors import LabkitError, shown
 from labkit.operators.base import operator_of
 from labkit.runtime import seeded
 from labkit.transform.channels import find_channels
+from labkit.transform.copying import copied
 from labkit.transform.cost import cost_of
 from labkit.transform.fitting import carry_tensor, fitted_to
 from labkit.transform.graph import Example, rooted, unwrapped
 from labkit.transform.groups import Channels, Side, copies, inexact
 from labkit.transform.plan import PassConfig, Plan, Resolution, resolve, widths_of
-from labkit.transform.tracing import copied
 
 Weights = OneOf["fresh", "keep"]
 # What gives a module the weights that PyTorch starts it with; that of an attention comes last.

@@ -18,10 +18,10 @@ from torch.fx import GraphModule, Node
 from labkit.errors import LabkitError
 from labkit.operators.nodes import Option, argument_at, as_tuple, called, describe, is_shape
 from labkit.operators.weights import in_place_of
+from labkit.transform.copying import assembled
 from labkit.transform.graph import trace
 from labkit.transform.groups import Channels, Copies, Literal, Side, Sizes, size_in
 from labkit.transform.sums import DIVISIONS, PRODUCTS
-from labkit.transform.tracing import assembled
 
 
 def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn.Module:

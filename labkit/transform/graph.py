@@ -19,7 +19,8 @@ from labkit.errors import LabkitError, did_you_mean
 from labkit.operators import layout as lay
 from labkit.operators.base import operator_of, scalable_modules
 from labkit.operators.nodes import describe, module_of
-from labkit.transform.tracing import Batches, Tracer, assembled, copied
+from labkit.transform.copying import assembled, copied
+from labkit.transform.tracing import Batches, Tracer
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 CONSTANT = "_tensor_constant"  # so torch.fx names a tensor that only the code has

@@ -6,16 +6,15 @@ that of a batch, and stays symbolic; all others are numbers, so that the code ma
 
 from __future__ import annotations
 
-import copy
 import functools
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx import Graph, GraphModule, Node, Proxy
+from torch.fx import Graph, Node, Proxy
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
@@ -23,11 +22,9 @@ from labkit.errors import LabkitError
 from labkit.operators.base import kind_of, leaf_functions, operator_of
 from labkit.operators.nodes import Option, Size, describe, has_hooks
 from labkit.operators.shaping import Creation, Filling
-from labkit.operators.weights import in_place_of
+from labkit.transform.copying import all_tensors
 
 Batches = tuple[list[Any], list[Any]]  # the inputs of each
-Known = Mapping[str, type[nn.Module]]
-Constants = Mapping[str, torch.Tensor]
 
 # What a tensor is asked for besides its elements.
 METADATA = {
@@ -189,7 +186,7 @@ class Tracer(fx.Tracer):
                 if values:  # the code has the size of the first batch as a number
                     values.append(_missing)
                     continue
-                shapes = ", ".join(str((1, *x.shape[1:])) for x in _tensors(inputs))
+                shapes = ", ".join(str((1, *x.shape[1:])) for x in all_tensors(inputs))
                 raise LabkitError(
                     f"model: it does not take an input of shape {shapes}: "
                     f"{describe(node, self.root)}: {error}"
@@ -309,50 +306,3 @@ def _shape(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _shape(each) for key, each in value.items()}
     return tuple(map(_shape, value)) if isinstance(value, tuple | list) else None
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    map_aggregate(
-        value, lambda each: found.append(each) if isinstance(each, torch.Tensor) else None
-    )
-    return found
-
-
-def copied(model: nn.Module, copy_of: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Returns a copy of a network, whose tensors are what `copy_of` makes of each.
-
-    Raises:
-        LabkitError: The network cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _tensors([*vars(module).values()]):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = in_place_of(tensor, copy_of(tensor.detach()))
-    try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError) as error:
-        raise LabkitError(f"model: {type(model).__name__} cannot be copied: {error}") from error
-
-
-def assembled(model: nn.Module, graph: Graph, known: Known, constants: Constants) -> GraphModule:
-    """Returns a graph with the layers and tensors of the network that it is of.
-
-    Args:
-        model: That network.
-        graph: Its graph.
-        known: `Tracer.known`: these layers become what they inherit from, with the same
-            parameters.
-        constants: Tensors that only the code has.
-    """
-    root = nn.Module.__new__(nn.Module)
-    vars(root).update(vars(model), _buffers={**model._buffers, **constants})
-    traced = GraphModule(root, graph, class_name=type(model).__name__)
-    for path, kind in known.items():
-        layer = kind.__new__(kind)
-        layer.__dict__ = vars(model.get_submodule(path))
-        traced.set_submodule(path, layer)
-    own = {path: type(model.get_submodule(path)) for path in known}
-    traced.meta |= {"known": known, "constants": constants, "classes": own}
-    return traced
