@@ -7,9 +7,9 @@ from labkit.errors import LabkitError as LabkitError
 from labkit.operators import Operator as Operator
 from labkit.operators import register_operator as register_operator
 from labkit.show import plots as plots
-from labkit.show.controls import LayerExplorer as LayerExplorer
-from labkit.show.panels import SearchPanel as SearchPanel
+from labkit.show.explorer import LayerExplorer as LayerExplorer
 from labkit.show.panels import StudyPanel as StudyPanel
+from labkit.show.search_panel import SearchPanel as SearchPanel
 from labkit.show.serving import dashboard as dashboard
 from labkit.show.tables import compare as compare
 from labkit.show.tables import layer_table as layer_table

@@ -16,9 +16,9 @@ import labkit
 from labkit.cli import main
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.show.controls import message
 from labkit.show.page import write_page
 from labkit.show.tables import html_table
+from labkit.show.widgets import message
 from labkit.study.studies import ATTRIBUTE, kept_in, open_study
 from tests.conftest import REFERENCE_TOML
 from tests.study.conftest import description, results, trial

@@ -1,7 +1,8 @@
 """What people look at: tables, figures, panels, pages.
 
 Here is what needs neither plotly nor Jupyter. Figures are in `labkit.show.plots`, panels in
-`labkit.show.controls` and `labkit.show.panels`, the dashboard in `labkit.show.serving`.
+`labkit.show.explorer`, `labkit.show.panels` and `labkit.show.search_panel`, the dashboard in
+`labkit.show.serving`.
 """
 
 from labkit.show.tables import compare as compare
