@@ -1,74 +1,19 @@
 """A browser opens JupyterLab and uses the panel, as a student would."""
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 import labkit
 from labkit.data import Dataset
-from tests.conftest import ROOT
+from tests.show.browser import IN_BROWSER, darken, open_notebook, press_key, run_all, shoot
 
-expect.set_options(timeout=30_000)  # a machine may be busy; what must be quick says so itself
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-SCREENSHOTS = ROOT / "build" / "screenshots"
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
-]
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    """JupyterLab on a copy of the notebooks, which it saves to."""
-    for folder in ("notebooks", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    link = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
-    command += [
-        f"--notebook-dir={tmp_path}",
-        f"--ServerApp.port={port}",
-        "--ServerApp.ip=127.0.0.1",
-    ]
-    command += ["--IdentityProvider.token="]
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    settings = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_DATA_DIR": str(tmp_path)}
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{link}/api").close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            pytest.fail((tmp_path / "server.log").read_text())
-        yield link
-    finally:
-        server.terminate()
-        server.wait(timeout=300)
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture
@@ -76,35 +21,6 @@ def folder(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Path:
     """The results of a short search."""
     labkit.search(tables, data=blobs, trials=2, folder=tmp_path, progress=False)
     return tmp_path
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def shoot(page: Page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-def open_notebook(page: Page, link: str, name: str) -> None:
-    page.goto(f"{link}/lab/tree/notebooks/{name}?reset")
-    # Not the notebook's indicator: it is idle before there is a kernel, and then nothing would run.
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
-    page.get_by_role("button", name="No", exact=True).click()  # no news of Jupyter
-    page.wait_for_timeout(2000)  # the kernel is idle before the widget manager is ready
-
-
-def run_all(page: Page) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-    indicator = page.locator(".jp-Notebook-ExecutionIndicator")
-    expect(indicator).to_have_attribute("data-status", "busy")
-    expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)
 
 
 def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
@@ -117,34 +33,6 @@ def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
     page.wait_for_timeout(500)  # Plotly looks for what the pointer is over
     page.mouse.down()
     page.mouse.up()
-
-
-def press_key(page: Page, slider: str, key: str, times: int) -> None:
-    handle = page.locator(".widget-hslider", has_text=slider).locator(".noUi-handle")
-    handle.focus()
-    for _ in range(times):
-        handle.press(key)
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that must not cause an error in the browser's console."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(30_000)
-    errors: list[str] = []
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    shoot(page, "0-last-seen")
-    assert errors == []
-
-
-def darken(page: Page) -> None:
-    page.get_by_role("menuitem", name="Settings", exact=True).click()
-    page.locator(".lm-Menu-item", has_text="Theme").first.hover()
-    page.locator(".lm-Menu-item", has_text="JupyterLab Dark").last.click()
-    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
-    page.wait_for_timeout(2000)  # Jupyter covers the page while it changes
 
 
 def look_at_the_dashboard(page: Page) -> None:

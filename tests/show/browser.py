@@ -1,0 +1,57 @@
+"""What tests do in a browser that has JupyterLab open."""
+
+import shutil
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import ROOT
+
+expect.set_options(timeout=30_000)  # a machine may be busy; what must be quick says so itself
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+IN_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+]
+
+
+def shoot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def open_notebook(page: Page, link: str, name: str) -> None:
+    page.goto(f"{link}/lab/tree/notebooks/{name}?reset")
+    # Not the notebook's indicator: it is idle before there is a kernel, and then nothing would run.
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)
+    page.wait_for_timeout(2000)  # the kernel is idle before the widget manager is ready
+
+
+def run_all(page: Page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    indicator = page.locator(".jp-Notebook-ExecutionIndicator")
+    expect(indicator).to_have_attribute("data-status", "busy")
+    expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)
+
+
+def press_key(page: Page, slider: str, key: str, times: int) -> None:
+    handle = page.locator(".widget-hslider", has_text=slider).locator(".noUi-handle")
+    handle.focus()
+    for _ in range(times):
+        handle.press(key)
+
+
+def darken(page: Page) -> None:
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.locator(".lm-Menu-item", has_text="Theme").first.hover()
+    page.locator(".lm-Menu-item", has_text="JupyterLab Dark").last.click()
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    page.wait_for_timeout(2000)  # Jupyter covers the page while it changes
