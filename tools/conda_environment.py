@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido"}
-NOT_ON_CONDA = {"fastjet", "pythia8mc", "thop", "torch-pruning"}
+NOT_ON_CONDA = {"axe-playwright-python", "fastjet", "pythia8mc", "thop", "torch-pruning"}
 EXTRAS = {
     "lab": "for notebooks",
     "cluster": "for many machines",

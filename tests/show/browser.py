@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.conftest import ROOT
@@ -55,3 +56,19 @@ def darken(page: Page) -> None:
     page.locator(".lm-Menu-item", has_text="JupyterLab Dark").last.click()
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     page.wait_for_timeout(2000)  # Jupyter covers the page while it changes
+
+
+def barriers(page: Page, part: str) -> list[str]:
+    """What axe-core finds serious or critical for people with disabilities within a part.
+
+    Args:
+        page: What is open.
+        part: A CSS selector, such as `.jp-OutputArea-output:has(.widget-hslider)`.
+    """
+    found = Axe().run(page, context=part).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:300]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
