@@ -1,6 +1,8 @@
 """What several tests need: small data, and the reference's own configuration."""
 
+import collections
 import copy
+import itertools
 import signal
 import tomllib
 from pathlib import Path
@@ -47,3 +49,16 @@ def tables() -> dict[str, Any]:
     train |= {"max_epochs": 1, "learning_rate": 1e-2}
     tables["search"]["strategy"]["setup"]["n_trials"] = 8
     return tables
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how long each notebook took: its cells are tests of their own."""
+    seconds: collections.Counter[str] = collections.Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        file = getattr(report, "nodeid", "").partition("::")[0]
+        if file.endswith(".ipynb"):
+            seconds[file] += report.duration
+    if seconds:
+        terminalreporter.section(f"notebooks: {sum(seconds.values()):.0f} s")
+    for file, taken in seconds.items():
+        terminalreporter.write_line(f"{taken:6.1f} s  {file}")

@@ -19,7 +19,7 @@ import optuna_dashboard
 from labkit.checks import as_path
 from labkit.errors import in_words, shown
 from labkit.study.record import Trial
-from labkit.study.studies import open_study, read_trials
+from labkit.study.studies import Description, describe, open_study, read_trials
 
 HOST = "127.0.0.1"
 STUDY = re.compile(r"/api/studies/\d+")  # what the dashboard's pages ask for a study and its trials
@@ -136,14 +136,16 @@ def _equal(given: str, secret: str) -> bool:
 
 
 class _WithNotes:
-    """optuna-dashboard, where each trial without a note has one: its widths, or why it failed.
+    """optuna-dashboard, where what has no note has one: the study, and each of its trials.
 
-    They are shown and not stored: to store one takes the dashboard's own function some 0.2 s.
+    A trial's are its widths, or why it failed. Notes are shown and not stored: to store one takes
+    the dashboard's own function some 0.2 s.
     """
 
     def __init__(self, folder: Path):
         self._study = open_study(folder)
         self._app = optuna_dashboard.wsgi(self._study._storage)
+        self._about = _study_note(describe(self._study))
         self._notes: list[str] = []
         self._lock = threading.Lock()
 
@@ -164,15 +166,31 @@ class _WithNotes:
         with self._lock:
             if any(trial["number"] >= len(self._notes) for trial in study["trials"]):
                 self._notes += map(_note, read_trials(self._study)[len(self._notes) :])
+        study["note"]["body"] = study["note"]["body"] or self._about
         for trial in study["trials"]:
             if not trial["note"]["body"] and trial["number"] < len(self._notes):
                 trial["note"]["body"] = self._notes[trial["number"]]
         return json.dumps(study).encode()
 
 
+def _study_note(description: Description) -> str:
+    about, ways = description.about, description.objectives.items()
+    return (
+        f"A search of labkit for the widths of {_code(about['model'])} on "
+        f"{_code(about['dataset'])}: {', '.join(f'{way} {_code(name)}' for name, way in ways)}. "
+        "Each trial is a network, and its note says how wide each group of channels is. Its "
+        "parameters are what was asked for: two that ask for the same widths are one network, "
+        f"which is trained once.\n\nSeed {about['seed']}; FLOPs are counted by the convention "
+        f"{_code(about['convention'])}. The Pareto front is drawn under *History*."
+    )
+
+
 def _note(trial: Trial) -> str:
     record = trial.record
     said = record.source if record.failure is None else html.escape(record.failure.message)
-    names = (html.escape(name).replace("`", "'") for name in record.widths)
-    widths = zip(names, record.widths.values())
-    return f"{said}\n\n" + "".join(f"- `{name}`: {n}\n" for name, n in widths)
+    return f"{said}\n\n" + "".join(f"- {_code(name)}: {n}\n" for name, n in record.widths.items())
+
+
+def _code(name: object) -> str:
+    """Returns a name, which may be anyone's, as Markdown shows it letter by letter."""
+    return f"`{html.escape(str(name)).replace('`', chr(39))}`"

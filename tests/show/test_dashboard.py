@@ -18,9 +18,10 @@ import pytest
 import labkit
 from labkit.data import Dataset
 from labkit.errors import LabkitError
-from labkit.show.serving import _note
+from labkit.show.serving import _note, _study_note
 from labkit.study.record import Failure, FailureKind, Record, Source, Trial
 from labkit.study.store import Asked
+from labkit.study.studies import Description
 
 
 class Answer(NamedTuple):
@@ -94,7 +95,10 @@ def test_a_note_is_shown_and_not_stored_and_ones_own_stays(
     before = (tmp_path / "study.db").read_bytes()
     dashboard = labkit.dashboard(tmp_path)
     widths, own, failed = notes(dashboard.link)
+    known = cookie(dashboard.link)
+    of_study = json.loads(ask(dashboard.link, "/api/studies/1?after=0", cookie=known).body)["note"]
     dashboard.stop()
+    assert "`jsc-toy` on `blobs`: maximize `accuracy`, minimize `total_flops`. " in of_study["body"]
     assert widths.startswith("trained\n\n- `seq_blocks_2`: ")
     assert (own, failed) == ("my own", "energy: &lt;b&gt;no&lt;/b&gt;\n\n")
     assert (tmp_path / "study.db").read_bytes() == before
@@ -186,8 +190,10 @@ def test_a_note_shows_a_hostile_name_as_text() -> None:
     record = Record(widths={"a`<img src=x onerror=alert(1)>": 3}, source=Source.TRAINED)
     now = datetime.now()
     note = _note(Trial(0, {}, (0.5,), record, now, now))
-    assert "<" not in note
-    assert note.count("`") == 2
+    hostile = {"model": "`<b>", "dataset": "`<b>", "seed": 0, "convention": "training"}
+    study_note = _study_note(Description(None, {}, {}, hostile))  # type: ignore[arg-type]
+    assert "<" not in note + study_note
+    assert (note.count("`"), study_note.count("`")) == (2, 6)
 
 
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
