@@ -52,7 +52,8 @@ class SearchPanel(LivePanel):
         folder: str | Path | None = None,
         executor: AnyExecutor | None = None,
     ):
-        base = Search(config, model=model, data=data)
+        with runtime.kept_memory():  # what reading the data freed goes back to the system
+            base = Search(config, model=model, data=data)
         self._executor = executor
         self._model, self._data = base.experiment.model, base.experiment.data
         self.search: Search | None = None

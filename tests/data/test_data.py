@@ -19,8 +19,10 @@ import scipy.sparse
 import sklearn.datasets
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from labkit.data import Dataset, load_data
+from labkit.data.dataset import hold_out
 from labkit.data.jets import JET_CLASSES, JET_FEATURES
 from labkit.errors import LabkitError
 
@@ -66,6 +68,24 @@ def test_the_split_is_stratified_standardised_and_fixed(table: Table) -> None:
     assert data.fingerprint() == again.fingerprint()
     assert data.fingerprint() != Dataset.from_arrays(*table, seed=1).fingerprint()
     assert_same_rows(data, table)
+
+
+def test_rows_are_held_out_as_scikit_learn_draws_them() -> None:
+    rng, n_refused = np.random.default_rng(0), 0
+    for seed in range(200):
+        labels = rng.integers(0, rng.integers(2, 8), 200)
+        rows = rng.permutation(200)[: rng.integers(5, 200)]
+        n = int(rng.integers(1, len(rows)))
+        try:
+            theirs = train_test_split(rows, test_size=n, stratify=labels[rows], random_state=seed)
+        except ValueError:
+            n_refused += 1
+            with pytest.raises(LabkitError, match="too few to split"):
+                hold_out(rows, labels, n, seed)
+            continue
+        for own, expected in zip(hold_out(rows, labels, n, seed), theirs):
+            np.testing.assert_array_equal(own, expected)
+    assert 0 < n_refused < 100
 
 
 def test_digits_are_scikit_learns() -> None:

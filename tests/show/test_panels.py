@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from labkit.study.record import Failure, FailureKind, Record
 from labkit.study.search import Search
 from labkit.study.space import SPACES, register_space
 from labkit.study.spaces import ChannelMultiplierSpace
+from tests.conftest import ROOT
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
@@ -253,6 +255,22 @@ def test_a_study_that_someone_else_writes_is_shown_live(
         assert panel.results.about["dataset"] == "blobs"
     finally:
         panel.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+def test_a_class_on_one_server_has_room_for_its_panels() -> None:
+    code = """if True:
+        import sys, psutil, labkit
+        memory = psutil.Process().memory_info
+        import torch
+        before = memory().rss
+        panel = labkit.SearchPanel("configs/jsc_toy.toml", labkit.load_data("jsc"))
+        assert not {"sklearn", "scipy"} & set(sys.modules)
+        print((memory().rss - before) // 2**20)
+    """
+    took = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert int(took.stdout) < 230  # MiB beside torch; with scikit-learn and what is freed, 290
 
 
 def test_a_space_of_ones_own_has_a_panel(tables: dict[str, Any], blobs: Dataset) -> None:
