@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as ipw
-import plotly.graph_objects as go
 import traitlets
 from torch import nn
 
@@ -12,7 +11,7 @@ from labkit.errors import LabkitError
 from labkit.show.layers import network_drawing
 from labkit.show.style import AXIS_TITLES
 from labkit.show.tables import compare, html_table
-from labkit.show.widgets import labelled, message, update
+from labkit.show.widgets import figure_widget, labelled, message, update
 from labkit.transform import Channels, channel_groups, cost_of, find_channels, resolution_of
 
 # The browser computes with percents of the range. Over a range of 8 they are exact; over another
@@ -50,7 +49,7 @@ class LayerExplorer(ipw.VBox):
             for slider in sliders[1:]:
                 traitlets.link((sliders[0], "value"), (slider, "value"))
             sliders[-1].observe(self._redraw, "value")  # when it has moved, all of them have
-        self.figure = go.FigureWidget(network_drawing(compare(self._channels, None)))
+        self.figure = figure_widget(network_drawing(compare(self._channels, None)))
         self._redraw()
         groups = ipw.HTML(html_table(channel_groups(self._channels)))
         what = "Channel groups: who must agree, and what is fixed"

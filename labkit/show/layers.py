@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from labkit.show.style import BLUE, GREY, finished, metric_text, subtitle, text
+from labkit.show.style import BLUE, GREY, Figure, finished, metric_text, subtitle, text
 
 WHEN = (("before", GREY), ("after", BLUE))
 
@@ -16,7 +16,7 @@ def layer_costs(comparison: pd.DataFrame, cost: str = "flops") -> go.Figure:
         cost: `"flops"` or `"parameters"`.
     """
     layers = comparison.iloc[:-1]  # the last row is the total
-    figure = go.Figure()
+    figure = Figure()
     for when, colour in WHEN:
         costs = layers[cost, when].astype(float)
         figure.add_bar(name=when, x=layers.index.map(text), y=costs, marker={"color": colour})
@@ -37,7 +37,7 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
         comparison: A table of `labkit.compare`.
     """
     widths = comparison["out"].dropna()
-    figure = go.Figure()
+    figure = Figure()
     for when, colour in WHEN:
         figure.add_bar(
             name=when, x=widths.index.map(text), y=widths[when], base=-widths[when] / 2,

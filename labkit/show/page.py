@@ -40,7 +40,7 @@ def write_page(results: Results, path: Path) -> None:
     """
     heading = title(results)
     drawn = (
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
+        figure.to_html(full_html=False, include_plotlyjs=i == 0)
         for i, figure in enumerate(figures(results))
     )
     latest = read_runs(path.parent)[-1:]

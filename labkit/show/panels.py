@@ -15,7 +15,7 @@ from labkit import names
 from labkit.show.plots import pareto_front
 from labkit.show.style import TEMPLATE
 from labkit.show.tables import compare, html_table
-from labkit.show.widgets import labelled, message, update
+from labkit.show.widgets import figure_widget, labelled, message, update
 from labkit.study.results import Results
 from labkit.study.studies import describe, open_study
 from labkit.transform import Channels, find_channels, get_model
@@ -49,7 +49,7 @@ class LivePanel(ipw.VBox):
         self._lines: deque[object] = deque(maxlen=LINES)
         self.message, self.table, self.report = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.progress, self.progress_text = labelled(ipw.IntProgress, "Trials"), ipw.Label()
-        self.figure = go.FigureWidget(layout={"template": TEMPLATE, "height": 450})
+        self.figure = figure_widget(go.Figure(layout={"template": TEMPLATE, "height": 450}))
         for _ in range(3):  # as many as a front has
             self.figure.add_scatter().data[-1].on_click(self._on_click)
         status = ipw.HBox([self.progress, self.progress_text])

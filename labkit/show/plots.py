@@ -53,9 +53,9 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
     on_front = networks.index.isin([trial.number for trial in results.front_trials])
     stepped = {quality, cost} == set(results.description.directions)
     joined = "lines+markers" if stepped else "markers"
-    figure = go.Figure()
+    figure = style.Figure()
     for name, rows, mode, colour, size, opacity in (
-        ("dominated", networks[~on_front], "markers", style.GREY, 8, 0.5),
+        ("dominated", networks[~on_front], "markers", style.GREY, 8, 0.8),
         ("Pareto front", networks[on_front], joined, style.BLUE, 12, 1),
     ):
         figure.add_scatter(
@@ -123,7 +123,7 @@ def widths_along_front(results: Results) -> go.Figure:
     _, cost = _axes(results)
     front = _finite(results.front, cost)
     widths = pd.DataFrame([results.plan(number).to_dict() for number in front.index])
-    figure = go.Figure()
+    figure = style.Figure()
     for i, group in enumerate(widths):
         figure.add_scatter(name=text(group), x=front[cost], y=widths[group], **style.look(i))
     figure.update_traces(line={"shape": "hv"}, marker={"size": 10})
@@ -156,7 +156,7 @@ def hypervolume(
     """
     if against not in ("trial", "seconds"):
         raise LabkitError(f"against: expected 'trial' or 'seconds', got {against!r}")
-    figure = go.Figure()
+    figure = style.Figure()
     histories = hypervolume_history(results, reference=reference)
     for name, history in histories.groupby("search", sort=False):
         grown = history["hypervolume"].diff() != 0
@@ -192,7 +192,7 @@ def training_curves(
         metric: `"accuracy"` or `"loss"`.
         about: What the figure says of the data and the seeds.
     """
-    figure = go.Figure()
+    figure = style.Figure()
     for i, (name, history) in enumerate(histories.items()):
         for key, dash in ((metric, "solid"), (f"train_{metric}", "dash")):
             values = [value if finite(value := epoch.get(key)) else None for epoch in history]
@@ -233,7 +233,7 @@ def width_importance(results: Results) -> go.Figure:
         networks = networks.sample(NETWORKS, random_state=0).sort_index()
     widths = pd.DataFrame([results.plan(number).to_dict() for number in networks.index])
     varied = [str(group) for group in widths if widths[group].nunique() > 1]
-    figure = go.Figure()
+    figure = style.Figure()
     for metric in results.objectives if varied else ():
         shares = _shares(widths[varied], networks[metric].tolist())
         if shares is None:

@@ -1,8 +1,10 @@
-"""What all figures share: colours, names as text, titles, axes, and files."""
+"""What all figures share: colours, names as text, titles, axes, files; and that pages may be dark."""
 
+import contextlib
+import functools
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,21 @@ from labkit.errors import LabkitError
 from labkit.study.results import Results
 
 # Okabe and Ito's colours, which colour-blind people can tell apart (jfly.uni-koeln.de/color).
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
-GREY = "#999999"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+# Without the two that cannot be seen on white.
+BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
+GREY = "#767676"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY)
 SYMBOLS = 25  # of plotly's, those that are filled
 TEMPLATE = "labkit"
 pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout={"colorway": COLOURS})
+
+# Figures are drawn on white; a dark page inverts them, and turns their hues back. White becomes
+# the dark of JupyterLab (#111111). What is drawn dark by someone else stays as it is.
+DARK = "#111111"
+INVERTED = """:is(.plot-container:has(> * > .main-svg[style*="white"]), .plot-img)
+{filter: invert(0.9333) hue-rotate(180deg)}"""
+IN_JUPYTER = f'[data-jp-theme-light="false"] {INVERTED}'
+CONFIG = {"displaylogo": False, "showSendToCloud": False}  # of plotly.js: no way to a cloud
 
 AXIS_TITLES = {
     "accuracy": "validation accuracy",
@@ -29,6 +40,40 @@ AXIS_TITLES = {
     "parameters": "parameters",
     "latency": "latency (ms)",
 }
+
+
+def _offline(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a method of plotly's figures that has labkit's configuration of plotly.js."""
+
+    @functools.wraps(method)
+    def offline(self: go.Figure, *args: Any, **options: Any) -> Any:
+        return method(self, *args, **{"config": CONFIG} | options)
+
+    return offline
+
+
+class Figure(go.Figure):
+    """A figure of plotly's that leads to no cloud, and is dark in a dark notebook."""
+
+    show = _offline(go.Figure.show)
+    to_html = _offline(go.Figure.to_html)
+    write_html = _offline(go.Figure.write_html)
+
+    def _ipython_display_(self) -> None:
+        follow_theme()
+        self.show()
+
+
+@functools.cache
+def follow_theme() -> None:
+    """Gives the notebook's page the rule by which a dark one shows figures: once a kernel."""
+    with contextlib.suppress(ImportError):
+        import anywidget
+
+        class Theme(anywidget.AnyWidget):
+            _esm, _css = "export default {}", IN_JUPYTER
+
+        Theme()
 
 
 def text(name: object) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import ipywidgets as ipw
 import plotly.graph_objects as go
 
+from labkit.show.style import CONFIG, follow_theme
+
 
 def labelled(kind: type[ipw.Widget], description: str, **options: Any) -> ipw.Widget:
     """Returns a control with its name; what does not fit of a long one is in the tooltip."""
@@ -18,6 +20,14 @@ def message(lines: Iterable[object]) -> str:
     """Returns lines of text for people, which a screen reader reads out."""
     shown = "<br>".join(html.escape(str(line)) for line in lines)
     return f'<span role="status">{shown}</span>' if shown else ""
+
+
+def figure_widget(figure: go.Figure) -> go.FigureWidget:
+    """Returns a figure that can be updated, in the theme of the notebook."""
+    follow_theme()
+    widget = go.FigureWidget(figure)
+    widget._config = CONFIG
+    return widget
 
 
 def update(figure: go.FigureWidget, new: go.Figure) -> None:
