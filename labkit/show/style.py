@@ -1,4 +1,4 @@
-"""What all figures share: colours, names as text, titles, axes, files; and that pages may be dark."""
+"""What all figures share: colours, names, titles, axes, files; and that a page may be dark."""
 
 import contextlib
 import functools

@@ -1,0 +1,77 @@
+"""A browser looks at figures and at the explorer in JupyterLab."""
+
+import base64
+from collections import Counter
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.show.browser import IN_BROWSER, darken, open_notebook, run_all, shoot
+from tests.show.test_style import contrast
+
+pytestmark = IN_BROWSER
+
+FIGURES = """
+import labkit
+from labkit import plots
+model = labkit.get_model("jsc-toy")
+display(plots.layer_costs(labkit.compare(model, None)))
+labkit.LayerExplorer(model)
+"""
+COLOURS = """async ([picture]) => {
+    const image = new Image();
+    image.src = "data:image/png;base64," + picture;
+    await image.decode();
+    const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
+    canvas.drawImage(image, 0, 0);
+    return [...canvas.getImageData(0, 0, image.width, image.height).data];
+}"""
+
+
+def run_notebook(page: Page, lab: str, name: str, *cells: str) -> None:
+    """Puts a notebook on the server, opens it and runs it."""
+    made = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec})
+    page.goto(f"{lab}/lab")
+    (token,) = (c["value"] for c in page.context.cookies() if c["name"] == "_xsrf")
+    file = {"type": "notebook", "format": "json", "content": notebook}
+    answer = page.request.put(
+        f"{lab}/api/contents/notebooks/{name}", data=file, headers={"X-XSRFToken": token}
+    )
+    assert answer.ok
+    open_notebook(page, lab, name)
+    run_all(page)
+
+
+def colours(part: Locator) -> list[np.ndarray]:
+    """Returns the colours that a part of the page shows, the most frequent first, 0 to 1."""
+    picture = base64.b64encode(part.screenshot()).decode()
+    pixels: Any = np.reshape(part.page.evaluate(COLOURS, [picture]), (-1, 4))[:, :3]
+    return [np.array(c) / 255 for c, _ in Counter(map(tuple, pixels.tolist())).most_common()]
+
+
+def test_figures_follow_the_theme_and_lead_to_no_cloud(lab: str, page: Page) -> None:
+    run_notebook(page, lab, "figures.ipynb", FIGURES)
+    figures = page.locator(".js-plotly-plot")
+    expect(figures).to_have_count(2)
+    for background, change in ((1, lambda: None), (17 / 255, lambda: darken(page))):
+        change()
+        for i in range(2):
+            figure = figures.nth(i)
+            figure.scroll_into_view_if_needed()
+            page.mouse.move(0, 0)
+            paper, bars, *_ = colours(figure)
+            assert paper == pytest.approx(background, abs=0.003)
+            assert contrast(bars, paper) >= 3
+            for text in (".gtitle", ".xtick text", ".legendtext"):
+                shown = colours(figure.locator(text).first)
+                assert max(contrast(colour, paper) for colour in shown) >= 4.5
+        shoot(page, f"figures-{round(background * 255)}")
+    buttons = figures.locator(".modebar-btn")
+    titles = buttons.evaluate_all("all => all.map(one => one.dataset.title)")
+    assert titles.count("Download plot as a PNG") == 2
+    assert not any("hare" in title or "lotly" in title for title in titles)
