@@ -17,9 +17,9 @@ from labkit.cli import main
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.page import write_page
-from labkit.show.tables import html_table
 from labkit.show.widgets import message
 from labkit.study.studies import ATTRIBUTE, kept_in, open_study
+from labkit.table import html_table
 from tests.conftest import REFERENCE_TOML
 from tests.study.conftest import description, results, trial
 

@@ -6,6 +6,6 @@ Here is what needs neither plotly nor Jupyter. Figures are in `labkit.show.plots
 """
 
 from labkit.show.tables import compare as compare
-from labkit.show.tables import html_table as html_table
 from labkit.show.tables import layer_table as layer_table
 from labkit.show.tables import report_graph_analysis_pass as report_graph_analysis_pass
+from labkit.table import html_table as html_table

@@ -10,8 +10,9 @@ from torch import nn
 from labkit.errors import LabkitError
 from labkit.show.layers import network_drawing
 from labkit.show.style import AXIS_TITLES
-from labkit.show.tables import compare, html_table
+from labkit.show.tables import compare
 from labkit.show.widgets import figure_widget, labelled, message, update
+from labkit.table import html_table
 from labkit.transform import Channels, channel_groups, cost_of, find_channels, resolution_of
 
 # The browser computes with percents of the range. Over a range of 8 they are exact; over another

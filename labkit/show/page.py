@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 
 from labkit.show import plots
 from labkit.show.style import title
-from labkit.show.tables import html_table
 from labkit.study.files import write
 from labkit.study.results import Results
 from labkit.study.runs import read_runs
+from labkit.table import html_table
 
 STYLE = "body {font-family: sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em}"
 CURVES = 20  # of the front's networks, at most: more could not be told apart

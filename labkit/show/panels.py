@@ -14,10 +14,11 @@ from torch import nn
 from labkit import names
 from labkit.show.plots import pareto_front
 from labkit.show.style import TEMPLATE
-from labkit.show.tables import compare, html_table
+from labkit.show.tables import compare
 from labkit.show.widgets import figure_widget, labelled, message, update
 from labkit.study.results import Results
 from labkit.study.studies import describe, open_study
+from labkit.table import html_table
 from labkit.transform import Channels, find_channels, get_model
 
 POLL_SECONDS = 1.0

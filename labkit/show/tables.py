@@ -1,4 +1,4 @@
-"""Tables and a report of a network, layer by layer, and how tables look on pages and panels."""
+"""Tables and a report of a network, layer by layer."""
 
 from collections import Counter
 from typing import Any
@@ -6,18 +6,11 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from labkit.table import Table
 from labkit.transform import Channels, Plan, Resolution, cost_of, find_channels, total_cost
 from labkit.transform.graph import layer_nodes, trace
 from labkit.transform.plan import widths_of
 
-# Lines that show on a light page and on a dark one; colours are the page's.
-TABLE_STYLE = """<style>
-.labkit table {border-collapse: collapse}
-.labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
-.labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}
-.labkit thead tr th {text-align: right}
-.labkit tbody th {text-align: left}
-</style>"""
 COMPARED = ("in", "out", "parameters", "flops")
 
 
@@ -70,7 +63,7 @@ def layer_table(
     sums = {"parameters": cost.parameters, "flops": cost.total_flops, "bitops": cost.total_bitops}
     rows.append({"type": "", "group": "", "share": 1.0, **sums})
     names = pd.Index([*(layer.name for layer in cost.layers), "total"], name="layer")
-    return pd.DataFrame(rows, index=names).astype({"in": "Int64", "out": "Int64"})
+    return Table(rows, index=names).astype({"in": "Int64", "out": "Int64"})
 
 
 def compare(
@@ -127,20 +120,3 @@ def report_graph_analysis_pass(model: nn.Module) -> tuple[nn.Module, dict[str, A
     print("Layer types:")
     print("[" + ",\n ".join(map(str, layers)) + "]")
     return model, {}
-
-
-def html_table(table: pd.DataFrame) -> str:
-    """Returns a table for a page or a panel: whole numbers as such, others with four digits."""
-    # The name of the index goes into the corner: on its own it would take a line.
-    corner = [table.index.name, *[None] * (table.columns.nlevels - 1)]
-    table = table.set_axis(table.columns.set_names(corner), axis=1).rename_axis(index=None)
-    html = table.apply(_as_text).to_html(border=0)
-    return f'{TABLE_STYLE}<div class="labkit" style="overflow-x: auto">{html}</div>'
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    if not pd.api.types.is_numeric_dtype(column):
-        return column.astype(object).fillna("")
-    digits = 0 if (column.dropna() % 1 == 0).all() else 4
-    shown = ["" if pd.isna(value) else f"{value:,.{digits}f}" for value in column]
-    return pd.Series(shown, column.index, dtype=object)

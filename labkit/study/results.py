@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from numbers import Integral
 from typing import Any
 
 import optuna
@@ -23,6 +22,7 @@ from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
 from labkit.study.storage import faults_of
 from labkit.study.studies import Description, describe, read_replicates, read_trials
+from labkit.table import ROWS, Table, html_table
 from labkit.transform import Plan
 
 # What the report's table shows of the software metrics; the files have all of them.
@@ -101,7 +101,7 @@ class Results:
         metrics = dict.fromkeys(m for trial in self.records for m in trial.record.metrics)
         rows = [self._row(trial) | {"elapsed": elapsed[trial.number]} for trial in self.records]
         names = [*COLUMNS, *(metrics | dict.fromkeys(self.objectives))]
-        table = pd.DataFrame(rows).reindex(columns=names)
+        table = Table(rows).reindex(columns=names)
         return table.set_index("number").astype({"trained_in": "Int64"})
 
     def _row(self, trial: Trial) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Results:
             (t.number, *(getattr(t.record, name) for name in _RECORDED), str(t.record.plan))
             for t in self.front_trials
         ]
-        table = pd.DataFrame(rows, columns=columns)
+        table = Table(rows, columns=columns)
         accuracies = {
             t.number: [metrics["accuracy"] for metrics in self.replicates(t.number)]
             for t in self.front_trials
@@ -235,9 +235,7 @@ class Results:
         )
 
     def _repr_html_(self) -> str:
-        table = self.front_table().map(lambda v: f"{v:,}" if isinstance(v, Integral) else v)
-        html = table.to_html(border=0, float_format="{:,.4f}".format)
-        return f"<p>{self.counts()}</p>{html}"
+        return f"<p>{self.counts()}</p>{html_table(self.front_table(), ROWS)}"
 
 
 def _as_markdown(cell: object) -> object:

@@ -18,6 +18,7 @@ from labkit.checks import check_memory
 from labkit.errors import LabkitError, shown
 from labkit.operators.base import operator_of
 from labkit.runtime import seeded
+from labkit.table import Table, html_table
 from labkit.transform.channels import find_channels
 from labkit.transform.copying import copied
 from labkit.transform.cost import cost_of
@@ -196,10 +197,10 @@ class TransformInfo:
 
     def to_frame(self) -> pd.DataFrame:
         """Returns the layers as a table, indexed by layer."""
-        return pd.DataFrame.from_dict(self.layers, orient="index").rename_axis("layer")
+        return Table.from_dict(self.layers, orient="index").rename_axis("layer")
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html()
+        return html_table(self.to_frame())
 
 
 def channel_multiplier_transform_pass(

@@ -19,6 +19,7 @@ from labkit.operators import layout as lay
 from labkit.operators.base import operator_of
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe
+from labkit.table import Table
 from labkit.transform.graph import (
     Example,
     example_input_for,
@@ -73,7 +74,7 @@ def channel_groups(
         }
         for group in find_channels(model, example_input).groups
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
+    return Table.from_dict(rows, orient="index").rename_axis("group")
 
 
 class _Layer(NamedTuple):

@@ -1,5 +1,6 @@
 """Tables of a network and of its plans."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from labkit import apply, compare, find_channels, get_model, layer_table, resolve
-from labkit.show.tables import html_table
+from labkit.table import html_table
 from labkit.transform import graph
 from tests.conftest import EXAMPLES
 
@@ -69,15 +70,38 @@ def test_a_layer_may_be_called_total() -> None:
 
 
 def test_tables_for_pages() -> None:
-    table = pd.DataFrame({"whole": [1234.0, None], "part": [0.5, 2], "name": ["<b>", None]})
-    shown = html_table(table.astype({"whole": "Int64"}).set_axis(["<i>", "x" * 99]))
-    assert "NA" not in shown
-    assert "None" not in shown
-    assert "<i>" not in shown
-    assert "x" * 99 in shown
+    columns = {
+        "whole": [1234.0, None],
+        "part": [0.5, math.nan],
+        "name": ["<b>", None],
+        "share": [1 / 3, None],
+        "record": [{"flops": 1500.0, "loss": 0.25}, {}],
+        "widths": ["a: 8, " * 40 + "b", "&" * 40],
+    }
+    name = "x" * 50 + "y" * 50
+    table = pd.DataFrame(columns).astype({"whole": "Int64"}).set_axis(["<i>", name])
+    shown = html_table(table)
+    for absent in ("NA", "NaN", "nan", "None", "<i>"):
+        assert absent not in shown
+    assert f'<span title="{name}">{"x" * 16}…{"y" * 15}</span>' in shown
     assert html_table(table.head(0)).count("<td>") == 0
-    for cell in ("1,234", "", "0.5000", "2.0000", "&lt;b&gt;"):
+    words = ("&lt;b&gt;", "flops 1,500, loss 0.2500", "a: 8, " * 40 + "b", "&amp;" * 40)
+    for cell in ("1,234", "", "0.5000", "33.3%", *words):
         assert f"<td>{cell}</td>" in shown
+
+
+def test_what_a_notebook_shows_of_a_table_that_code_computes_with() -> None:
+    table = layer_table(get_model("jsc-toy"))
+    assert isinstance(table, pd.DataFrame)
+    assert table["flops"]["total"] == 417
+    wide = pd.concat([table.head(3)] * 5, axis=1)
+    for shown in map(type(table)._repr_html_, (table, table.query("flops > 100"), wide)):
+        assert "<td>30.7%</td>" in shown  # 128 of 417
+        assert "<td>131,072</td>" in shown
+        assert "..." not in shown
+    long = pd.concat([table] * 20)._repr_html_()
+    assert long.count("<tr") < 70
+    assert "240 rows" in long
 
 
 @pytest.mark.filterwarnings("ignore:no cost is known")

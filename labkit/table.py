@@ -1,0 +1,87 @@
+"""Tables: numbers for code, and words for people."""
+
+import html
+import re
+from numbers import Integral, Real
+
+import pandas as pd
+
+# Lines that show on a light page and on a dark one; colours are the page's.
+STYLE = """<style>
+.labkit table {border-collapse: collapse}
+.labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
+.labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}
+.labkit thead tr th {text-align: right}
+.labkit tbody th {text-align: left}
+</style>"""
+LONGEST = 32  # of words, in letters
+ROWS = 60  # at most, of what a notebook shows
+
+
+class Table(pd.DataFrame):
+    """A table that a notebook shows as `html_table` writes it; otherwise one of pandas'."""
+
+    @property
+    def _constructor(self) -> type["Table"]:
+        return Table
+
+    def _repr_html_(self) -> str:
+        return html_table(self, ROWS)
+
+
+def html_table(table: pd.DataFrame, max_rows: int | None = None) -> str:
+    """Returns a table for a page or a panel.
+
+    Whole numbers have their thousands apart, others four digits; a column `share` is in percent;
+    what is missing is empty. Long words are shortened, and whole in a tooltip.
+
+    Args:
+        table: Any.
+        max_rows: Of longer tables the middle is left out.
+    """
+    # The name of the index goes into the corner: on its own it would take a line.
+    corner = [table.index.name, *[None] * (table.columns.nlevels - 1)]
+    table = table.set_axis(table.columns.set_names(corner), axis=1).rename_axis(index=None)
+    shown = table.apply(_column).rename(index=_words, columns=_words)
+    cut = len(table) > (max_rows or len(table))
+    with pd.option_context("display.max_colwidth", None):
+        text = shown.to_html(border=0, escape=False, max_rows=max_rows, show_dimensions=cut)
+    return f'{STYLE}<div class="labkit" style="overflow-x: auto">{text}</div>'
+
+
+def shortened(name: str, most: int = LONGEST) -> str:
+    """Returns a name of at most so many letters: the middle of a longer one is left out."""
+    kept = most - 1
+    return name if len(name) <= most else f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
+
+
+def _column(column: pd.Series) -> pd.Series:
+    values = [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in column]
+    if column.name == "share":
+        values = [None if v is None else f"{v:.1%}" for v in values]
+    whole = all(map(_whole, values))
+    return pd.Series([_cell(v, whole) for v in values], column.index, dtype=object)
+
+
+def _whole(value: object) -> bool:
+    return not isinstance(value, float) or value.is_integer()
+
+
+def _cell(value: object, whole: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(key)} {_cell(one, _whole(one))}" for key, one in value.items())
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return f"{value:,.{0 if whole or isinstance(value, Integral) else 4}f}"
+    return _words(value)
+
+
+def _words(value: object) -> str:
+    """Returns text as HTML; what does not fit of a long word is in its tooltip."""
+    text = html.escape(str(value))
+    return re.sub(rf"[^\s&;]{{{LONGEST + 1},}}", _tooltip, text)
+
+
+def _tooltip(word: re.Match[str]) -> str:
+    return f'<span title="{word[0]}">{shortened(word[0])}</span>'
