@@ -34,7 +34,7 @@ from labkit.transform import Plan
 
 
 def linear() -> Task:
-    """Four linear layers with layer norm, which trains one by one."""
+    """Four linear layers with layer norm."""
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise([16, 64, 32, 32]):
         layers += [nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.ReLU()]

@@ -141,9 +141,13 @@ class StackBuilder:
         mask = stacked.real[:, :, None]
         if stacked.spatial:
             mask = stacked.real.reshape(1, -1, *[1] * (ndim - 2))
-        self.root.register_buffer(name, mask, persistent=False)
-        product = self.call(torch.mul, stacked.node, self.graph.get_attr(name))
+        product = self.call(torch.mul, stacked.node, self.constant(name, mask))
         return stacked._replace(node=product)
+
+    def constant(self, name: str, value: torch.Tensor) -> Node:
+        """Adds a tensor that does not train to the graph."""
+        self.root.register_buffer(name, value, persistent=False)
+        return self.graph.get_attr(name)
 
     def first(self, widths: Sequence[int]) -> torch.Tensor:
         """Returns channels of which each candidate has the first ones, so many."""

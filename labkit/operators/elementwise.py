@@ -171,7 +171,22 @@ class Softmax(Elementwise):
         return super().flow(call)
 
     def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
-        return None
+        module, ndim = stack.module(node), len(node.meta["shape"])
+        dim = argument(node, 1, "dim") if module is None else getattr(module, "dim", 1)
+        if isinstance(module, nn.Softmin) or dim is None or dim % ndim != 1:
+            return None
+        x, *_ = stack.inputs(node)
+        name = str(node.target) if module is None else type(module).__name__
+        padding = stack.constant(f"{node.name}_padding", ~x.real[:, :, None])
+        call = stack.call(_softmax, x.node, padding, x.spatial, "log" in name.lower())
+        return x._replace(node=call)
+
+
+def _softmax(x: torch.Tensor, padding: torch.Tensor, spatial: bool, log: bool) -> torch.Tensor:
+    """A softmax over the channels of each candidate; padding has no share in it, and is zero."""
+    y = x.view(len(x), *padding.shape[:2], -1) if spatial else x
+    y = (F.log_softmax if log else F.softmax)(y.masked_fill(padding, -torch.inf), dim=-2)
+    return y.masked_fill(padding, 0).view_as(x)
 
 
 @register_operator
@@ -181,6 +196,7 @@ class Normalize(Softmax):
     modules = ()
     functions = (F.normalize,)
     flops_each = 2
+    stacked = Operator.stacked
 
     def flow(self, call: Call) -> Any:
         call.mix(call.x[call.argument(2, "dim", 1)])

@@ -38,6 +38,29 @@ class Normalisation(Layer):
             call.mix(call.sides[0], averages=True)
         return super().flow(call)
 
+    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
+        x, module = stack.inputs(node)[0], stack.module(node)
+        layer = self.stacked_layer(module, x)
+        if layer is None:
+            return None
+
+        def build() -> nn.Module:
+            for name in self.tensors:
+                if getattr(module, name, None) is not None:
+                    setattr(layer, name, stack.load(node, name, x.real, folded=True))
+            return layer
+
+        return stack.layer(node, build, x, x.real)
+
+    def stacked_layer(self, module: Any, x: Stacked) -> nn.Module | None:
+        """Returns the layer of all candidates, still with the tensors of one, or `None`."""
+        if not x.spatial:
+            return None
+        layer = copy.deepcopy(module)
+        for name in self.attributes:
+            setattr(layer, name, x.real.numel())
+        return layer
+
 
 @register_operator
 class BatchNorm(Normalisation):
@@ -49,19 +72,8 @@ class BatchNorm(Normalisation):
     def axis(self, module: nn.Module, ndim: int) -> int:
         return min(1, ndim - 1)
 
-    def stacked(self, stack: StackBuilder, node: Node) -> Stacked | None:
-        x, module = stack.inputs(node)[0], stack.module(node)
-        if isinstance(module, nn.BatchNorm3d):
-            return None
-
-        def build() -> nn.Module:
-            layer = copy.deepcopy(module) if x.spatial else StackedBatchNorm(module)
-            for name in self.tensors:
-                if getattr(module, name) is not None:
-                    setattr(layer, name, stack.load(node, name, x.real, folded=True))
-            return layer
-
-        return stack.layer(node, build, x, x.real)
+    def stacked_layer(self, module: Any, x: Stacked) -> nn.Module | None:
+        return super().stacked_layer(module, x) if x.spatial else StackedBatchNorm(module)
 
 
 class StackedBatchNorm(nn.BatchNorm1d):
@@ -82,7 +94,14 @@ class StackedBatchNorm(nn.BatchNorm1d):
         rows = x.shape[2]
         channels = x.numel() // rows
         y, mean, rstd = torch.native_group_norm(
-            x.contiguous(), self.weight, self.bias, 1, channels, rows, channels, self.eps
+            x.reshape(1, channels, rows),
+            self.weight,
+            self.bias,
+            1,
+            channels,
+            rows,
+            channels,
+            self.eps,
         )
         count = self.num_batches_tracked if self.track_running_stats else None
         if count is not None and self.running_mean is not None and self.running_var is not None:
@@ -92,7 +111,7 @@ class StackedBatchNorm(nn.BatchNorm1d):
                 variance = rstd[0].pow(-2).sub_(self.eps).mul_(rows / (rows - 1))  # unbiased
                 self.running_mean.lerp_(mean[0], factor)
                 self.running_var.lerp_(variance, factor)
-        return y
+        return y.view_as(x)
 
 
 @register_operator
@@ -123,6 +142,9 @@ class GroupNorm(Normalisation):
     def groups(self, module: nn.GroupNorm) -> int:
         return module.num_groups
 
+    def stacked_layer(self, module: Any, x: Stacked) -> nn.Module | None:
+        return StackedNorm(module, x, module.num_groups)
+
 
 class ChannelNorm(GroupNorm):
     """A group norm with a group for each channel."""
@@ -132,6 +154,9 @@ class ChannelNorm(GroupNorm):
 
     def groups(self, module: nn.GroupNorm) -> int:
         return 1
+
+    def stacked_layer(self, module: Any, x: Stacked) -> nn.Module | None:
+        return Normalisation.stacked_layer(self, module, x)
 
 
 CHANNEL_NORM = ChannelNorm()
@@ -151,3 +176,48 @@ class LayerNorm(Normalisation):
             return None
         axis = lay.width(module.normalized_shape[0])
         return axis, axis
+
+    def stacked_layer(self, module: Any, x: Stacked) -> nn.Module | None:
+        return None if x.spatial else StackedNorm(module, x, 1)
+
+
+class StackedNorm(nn.Module):
+    """A norm over equal groups of each candidate's channels; padding is in none and stays zero.
+
+    Args:
+        norm: That of one candidate.
+        x: What it reads.
+        groups: Their number.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    members: torch.Tensor
+
+    def __init__(self, norm: nn.GroupNorm | nn.LayerNorm | nn.RMSNorm, x: Stacked, groups: int):
+        super().__init__()
+        self.weight, self.bias = norm.weight, getattr(norm, "bias", None)
+        self.centred, self.eps = not isinstance(norm, nn.RMSNorm), norm.eps
+        self.spatial, self.padded = x.spatial, x.real.shape
+        place = (x.real.cumsum(1) - 1) * groups // x.real.sum(1, keepdim=True)
+        members = (place[:, None] == torch.arange(groups)[:, None]) & x.real[:, None]
+        self.register_buffer("members", members, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.view(len(x), *self.padded, -1) if self.spatial else x
+        if self.centred:
+            y = y - self._mean(y)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps  # as nn.RMSNorm does
+        y = y * (self._mean(y.square()) + eps).rsqrt()
+        if self.weight is not None:
+            y = y * self.weight.view(*self.padded, 1)
+        if self.bias is not None:
+            y = y + self.bias.view(*self.padded, 1)
+        return y.view_as(x)
+
+    def _mean(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the mean of the group that each channel is in, in a form that broadcasts."""
+        members = self.members.to(x.dtype)
+        x = x.mean(3).permute(1, 2, 0) if self.spatial else x
+        mean = members.mT @ (members @ x / members.sum(2, keepdim=True))
+        return mean.permute(2, 0, 1)[..., None] if self.spatial else mean

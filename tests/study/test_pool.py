@@ -167,7 +167,7 @@ def test_a_worker_keeps_the_latest_tasks(task: Task, monkeypatch: pytest.MonkeyP
 def test_where_networks_train_one_by_one_the_rest_of_a_share_goes_to_other_workers(
     blobs: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
+    model = nn.Sequential(nn.Linear(16, 10), nn.Softmin(dim=1), nn.Linear(10, 5))
     together = Task(model, blobs, TrainSettings(max_epochs=1))
     plans = [Plan((("_0", width),)) for width in (5, 10, 20, 30, 40)]
     candidates = [Candidate(plan, 0) for plan in plans]
@@ -180,7 +180,7 @@ def test_where_networks_train_one_by_one_the_rest_of_a_share_goes_to_other_worke
         pool = PoolExecutor(opened)
         assert {o.candidate for o in pool.run(together, [candidates])} == {*candidates}
     assert not pool.stacks
-    assert "networks train one by one: '_1' (LayerNorm) mixes channels" in caplog.text
+    assert "networks train one by one: '_1' (Softmin) mixes channels" in caplog.text
 
 
 def test_a_stop_ends_a_run_over_a_pool(task: Task) -> None:
@@ -266,7 +266,7 @@ def test_the_default_moves_to_processes_where_networks_train_one_by_one_for_long
     blobs: Dataset, moved: list[int], seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "START_SECONDS", seconds)
-    model = nn.Sequential(nn.Linear(16, 10), nn.LayerNorm(10), nn.Linear(10, 5))
+    model = nn.Sequential(nn.Linear(16, 10), nn.Softmin(dim=1), nn.Linear(10, 5))
     task = Task(model, blobs, TrainSettings(max_epochs=1))
     candidates = [Candidate(Plan((("_0", width),)), 0) for width in range(4, 14)]
     executor = AutoExecutor()

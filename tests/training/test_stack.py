@@ -237,12 +237,23 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(24), nn.RMSNorm(24), nn.GroupNorm(4, 24)])
+def test_norms_over_channels_train_as_they_would_alone(blobs: Dataset, norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(16, 24), norm, nn.ReLU(), nn.Linear(24, 5)).double()
+    data, settings = double(blobs), TrainSettings(max_epochs=3, batch_size=32)
+    plans = [Plan((("_0", width),)) for width in (8, 24, 12)]
+    for trained, plan in zip(train_stack(model, plans, data, settings), plans, strict=True):
+        alone = initialise(apply(model, plan), 0)
+        history = train(alone, data, settings)
+        assert_same(trained.model, alone)
+        assert trained.history[-1] == pytest.approx(history[-1], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
         (Doubled(8, 8), r"'_1' \(Doubled\) has a forward of its own"),
-        (nn.LayerNorm(8), r"'_1' \(LayerNorm\) mixes channels"),
-        (nn.Softmax(dim=1), r"'_1' \(Softmax\) mixes channels"),
+        (nn.Softmin(dim=1), r"'_1' \(Softmin\) mixes channels"),
         (nn.AlphaDropout(), "AlphaDropout"),
         (nn.PReLU(), "one parameter for all channels"),
     ],
