@@ -78,6 +78,7 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
         )  # fmt: skip
     return finished(
         figure,
+        "No network yet.",
         title=title(results),
         xaxis=style.cost_axis(cost, networks[cost].tolist()),
         yaxis={"title": metric_text(quality)},
@@ -127,12 +128,13 @@ def widths_along_front(results: Results) -> go.Figure:
     for i, group in enumerate(widths):
         figure.add_scatter(name=text(group), x=front[cost], y=widths[group], **style.look(i))
     figure.update_traces(line={"shape": "hv"}, marker={"size": 10})
+    ticks = sorted(set(widths.stack()))  # and another one, lest there be one alone
     return finished(
         figure,
         "No network is on a front yet.",
         title=title(results, "Widths along the front: "),
         xaxis=style.cost_axis(cost, front[cost].tolist()),
-        yaxis={"title": "channels", "type": "log", "tickvals": sorted(set(widths.stack()))},
+        yaxis={"title": "channels", "type": "log", "tickvals": [*ticks, 2 * max(ticks, default=1)]},
         showlegend=True,
     )
 

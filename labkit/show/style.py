@@ -122,18 +122,26 @@ def cost_axis(metric: str, values: Sequence[float]) -> dict[str, Any]:
         "title": metric_text(metric),
         "tickformat": ",",
         "type": "log" if low > 0 else "linear",
-        # Over few decades plotly would label each digit, or only powers of ten.
-        "dtick": "D2" if low == high > 0 or 0 < 10 * low <= high <= 1e4 * low else None,
+        "dtick": _dtick(low, high) if low > 0 else None,
     }
+
+
+def _dtick(low: float, high: float) -> str | int | None:
+    """Returns which ticks of a logarithmic axis have labels: 1, 2 and 5, or powers of ten.
+
+    Plotly would label each digit, or none but powers. Within a decade its own ticks are even.
+    """
+    if low < high < 10 * low:
+        return None
+    return "D2" if high <= 1e4 * low else 1
 
 
 def finished(figure: go.Figure, why_empty: str = "", **layout: Any) -> go.Figure:
     """Returns the figure in labkit's look; where it has nothing to draw, it says why."""
-    figure.update_layout(template=TEMPLATE, **layout)
-    if not figure.data:
-        figure.add_annotation(text=text(why_empty), showarrow=False, font={"size": 16})
-        figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    return figure
+    empty = all(trace.x is None or not len(trace.x) for trace in figure.data)
+    note = {"text": text(why_empty), "showarrow": False, "font": {"size": 16}}
+    figure.update_layout(template=TEMPLATE, annotations=[note] if empty else [], **layout)
+    return figure.update_xaxes(visible=not empty).update_yaxes(visible=not empty)
 
 
 def save_image(figure: go.Figure, path: str | Path) -> None:

@@ -36,4 +36,5 @@ def update(figure: go.FigureWidget, new: go.Figure) -> None:
         for trace, fresh in zip(figure.data, new.data, strict=True):
             trace.update(fresh.to_plotly_json())
         layout = new.layout.to_plotly_json()
+        figure.layout.annotations = new.layout.annotations
         figure.update_layout({key: layout[key] for key in layout if key != "template"})  # slow

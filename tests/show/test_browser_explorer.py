@@ -1,15 +1,19 @@
 """A browser looks at figures and at the explorer in JupyterLab."""
 
 import base64
+import json
 from collections import Counter
 from typing import Any
 
 import nbformat
 import numpy as np
+import plotly.offline
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from labkit import plots
 from tests.show.browser import IN_BROWSER, darken, open_notebook, run_all, shoot
+from tests.show.studies import study
 from tests.show.test_style import contrast
 
 pytestmark = IN_BROWSER
@@ -28,6 +32,12 @@ COLOURS = """async ([picture]) => {
     const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
     canvas.drawImage(image, 0, 0);
     return [...canvas.getImageData(0, 0, image.width, image.height).data];
+}"""
+
+TICKS = """async figure => {
+    await Plotly.newPlot("figure", figure);
+    return ["x", "y"].map(axis => [...document.querySelectorAll(`.${axis}tick text`)]
+        .map(tick => tick.textContent).filter(label => label.trim()));
 }"""
 
 
@@ -52,6 +62,21 @@ def colours(part: Locator) -> list[np.ndarray]:
     picture = base64.b64encode(part.screenshot()).decode()
     pixels: Any = np.reshape(part.page.evaluate(COLOURS, [picture]), (-1, 4))[:, :3]
     return [np.array(c) / 255 for c, _ in Counter(map(tuple, pixels.tolist())).most_common()]
+
+
+def test_logarithmic_axes_have_ticks_with_labels(page: Page) -> None:
+    page.set_content("<div id=figure></div>")
+    page.add_script_tag(content=plotly.offline.get_plotlyjs())
+    rng = np.random.default_rng(0)
+    lowest = 10 ** rng.uniform(0, 10, 60)
+    ranges = zip(lowest, lowest * 10 ** (rng.uniform(0, 1, 60) * rng.choice([0, 0.1, 1, 6], 60)))
+    for low, high in [*ranges, (1, 9.9), (2.1, 4.9), (5.1, 19), (5.1, 51), (1.1, 9.9e4)]:
+        trials = [({"a": int(x)}, {"accuracy": 1.0, "total_flops": x}) for x in (low, high)]
+        for draw in (plots.pareto_front, plots.widths_along_front):
+            figure = json.loads(draw(study(trials)).update_layout(width=480).to_json())
+            x, y = page.evaluate(TICKS, figure)
+            assert 2 <= len(x) <= 14, (low, high, x)
+            assert len(y) >= 2, (low, high, y)
 
 
 def test_figures_follow_the_theme_and_lead_to_no_cloud(lab: str, page: Page) -> None:

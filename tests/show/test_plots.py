@@ -15,6 +15,7 @@ from labkit import compare, get_model, linear_multiplier_transform_pass
 from labkit.errors import LabkitError
 from labkit.show import plots
 from labkit.show.page import write_page
+from labkit.show.widgets import figure_widget, update
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results
 from tests.show.studies import study
@@ -214,7 +215,8 @@ def numbers(value: Any) -> Iterator[float]:
 @pytest.mark.parametrize("trials", HONEST.values(), ids=HONEST)
 def test_no_figure_fails(trials: Any, objectives: Any) -> None:
     for figure in every_figure(study(trials, objectives)):
-        assert figure.data or figure.layout.annotations  # it shows something, or says why not
+        drawn = any(trace.x is not None and len(trace.x) for trace in figure.data)
+        assert drawn == figure.layout.xaxis.visible == (not figure.layout.annotations)
         assert all(map(math.isfinite, numbers(figure.to_plotly_json()["data"])))
 
 
@@ -234,6 +236,16 @@ def test_what_a_figure_leaves_out_it_names() -> None:
     assert note.text == "No width differs between the trained networks."
     (note,) = plots.hypervolume({"a": study(HONEST["failed only"])}).layout.annotations
     assert note.text == "No trial has finished."
+
+
+def test_an_empty_figure_says_why_until_it_fills(results: Results) -> None:
+    shown = figure_widget(plots.pareto_front(study(HONEST["none"])))
+    assert [note.text for note in shown.layout.annotations] == ["No network yet."]
+    assert shown.layout.xaxis.visible is shown.layout.yaxis.visible is False
+    update(shown, plots.pareto_front(results))
+    assert list(shown.data[1].x) == [100, 300]
+    assert not shown.layout.annotations
+    assert shown.layout.xaxis.visible is shown.layout.yaxis.visible is True
 
 
 def test_a_cost_without_a_logarithm_is_still_drawn() -> None:
