@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from labkit.transform import Channels, Weights, apply, find_channels, initialise
 
 log = logging.getLogger(__name__)
 
-OnEpoch = Callable[[Sequence[Metrics]], None]
+OnEpoch = Callable[[Mapping[Candidate, Metrics]], None]
 OnStep = Callable[[], None]
 Shares = Iterable[Sequence[Candidate]]
 Outcomes = Generator[Outcome, None, None]
@@ -119,7 +119,7 @@ class Executor(ABC):
             task: What they have in common.
             shares: The candidates of each are trained by one worker. The next share is taken when
                 a worker is free, and not before; an empty one says that there is none at present.
-            on_epoch: Told, after an epoch, the metrics of the networks that train together.
+            on_epoch: Told, after an epoch, candidate → metrics of those that train together here.
             on_step: Called often; what it raises ends the run, and what is unfinished is dropped.
         """
 
@@ -176,16 +176,27 @@ class LocalExecutor(Executor):
 
     @staticmethod
     def _together(
-        task: Task, part: Sequence[tuple[Candidate, nn.Module]], **options: Any
+        task: Task,
+        part: Sequence[tuple[Candidate, nn.Module]],
+        on_epoch: OnEpoch | None = None,
+        on_step: OnStep | None = None,
     ) -> Iterator[Outcome]:
         candidates, networks = zip(*part)
         seeds = [candidate.seed for candidate in candidates]
+
+        def told(metrics: dict[int, Metrics]) -> None:
+            if on_epoch is not None:
+                on_epoch({candidates[i]: one for i, one in metrics.items()})
+
         try:
-            trained = fit_stack(networks, task.channels, task.data, task.settings, seeds, **options)
+            trained = fit_stack(
+                networks, task.channels, task.data, task.settings, seeds, on_epoch=told,
+                on_step=on_step,
+            )  # fmt: skip
         except Exception as error:  # of one network, or out of memory: alone, each says so
             log.warning("%d networks train one by one: %r", len(networks), error)
             for candidate in candidates:
-                yield _train_alone(task, candidate, None, **options)
+                yield _train_alone(task, candidate, None, on_epoch, on_step)
             return
         for candidate, one in zip(candidates, trained):
             if one.failure is not None:
@@ -225,7 +236,7 @@ def _train_alone(
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
 ) -> Outcome:
-    told = None if on_epoch is None else lambda metrics: on_epoch([metrics])
+    told = None if on_epoch is None else lambda metrics: on_epoch({candidate: metrics})
     try:
         if network is None:
             network = task.build(candidate)

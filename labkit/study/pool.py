@@ -104,6 +104,7 @@ class PoolExecutor(Executor):
         left, again, more = iter(shares), deque[Sequence[Candidate]](), True
         running: dict[Future[Answer | None], Sequence[Candidate]] = {}
         losses: Counter[Candidate] = Counter()
+        log.info("networks train elsewhere: their epochs count when they are finished")
         with self._delivered(name, task):
             try:
                 while more or again or running:

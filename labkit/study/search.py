@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from torch import nn
-from tqdm.auto import tqdm
 
 from labkit import runtime
 from labkit.checks import as_path
@@ -29,15 +29,17 @@ from labkit.study.files import (
 )
 from labkit.study.networks import FrontNetworks
 from labkit.study.pool import AnyExecutor, as_executor
-from labkit.study.record import Candidate, Metrics
+from labkit.study.progress import Progress
+from labkit.study.record import Candidate, Metrics, Trial
 from labkit.study.results import Results
 from labkit.study.runs import add_run
-from labkit.study.session import session
-from labkit.study.space import SearchSpaceBase
+from labkit.study.session import bar, session
+from labkit.study.space import SearchSpaceBase, count
 from labkit.study.storage import as_url, named
 from labkit.study.store import Store
 from labkit.study.studies import kept_in
 from labkit.study.trainer import Trainer
+from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Search:
     Attributes:
         experiment: The network, the data and the space.
         store: The study, as typed records.
+        progress: How far its run is, or its last one was; `None` before a run trains.
 
     Raises:
         LabkitError: The configuration is wrong, the network does not fit the data, there is
@@ -108,7 +111,8 @@ class Search:
         self.experiment = Experiment(checked, model, data)
         setup = checked.search.strategy.setup
         self._stopping = threading.Event()
-        self._bar = tqdm(disable=True)
+        self.progress: Progress | None = None
+        self._show: Callable[[], None] = lambda: None
         shape = self.experiment.data.x_val.shape[1:]
         self._networks = FrontNetworks(
             self.folder, self.experiment.model, self.space.channels, shape
@@ -126,7 +130,7 @@ class Search:
             )
         self._trainer = Trainer(
             self.experiment, self.store, self._networks, as_executor(executor, setup.workers),
-            on_epoch=self._show, on_step=self._check_stop, on_trial=self._advance,
+            on_epoch=self._on_epoch, on_step=self._check_stop, on_trial=self._on_trial,
         )  # fmt: skip
 
     @property
@@ -154,7 +158,8 @@ class Search:
         terminate (SIGTERM, SIGHUP) does the same, and then ends the process.
 
         Args:
-            progress: Show a progress bar.
+            progress: Show what is decided, and a bar that counts epochs of networks, with the best
+                accuracy so far and the time that is left; in a pipe or a file, a line a minute.
 
         Returns:
             The results of the whole study, earlier runs included; `interrupted` says whether it
@@ -163,8 +168,7 @@ class Search:
         Raises:
             LabkitError: Another process is running a search in this folder.
         """
-        n_trials = self.config.search.strategy.setup.n_trials
-        with self._running(progress, n_trials, "trial", len(self.store.trials)) as stopped:
+        with self._running(progress, self._ahead) as stopped:
             self._trainer.run()
         return self.results(interrupted=stopped.is_set())
 
@@ -202,21 +206,18 @@ class Search:
         if self.experiment.training is None:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
         missing = self._trainer.missing(seeds)
-        with self._running(progress, len(missing), "network") as stopped:
-            for _ in self._trainer.replicate(missing):
-                self._bar.update()
+        epochs, left = self.experiment.training.max_epochs, len(missing)
+        with self._running(progress, lambda: Progress(left, epochs=epochs)) as stopped:
+            for outcome in self._trainer.replicate(missing):
+                left -= 1
+                self._tell(outcome.candidate.plan, left)
         return self.results(interrupted=stopped.is_set())
 
     @contextlib.contextmanager
-    def _running(
-        self, progress: bool, total: int, unit: str, done: int = 0
-    ) -> Iterator[threading.Event]:
+    def _running(self, progress: bool, ahead: Callable[[], Progress]) -> Iterator[threading.Event]:
         """Yields an event that is set where the run was stopped; writes the files in the end."""
-        stopped = threading.Event()
-        with (
-            self.store.driven(self.folder),
-            session(self.stop, progress=progress, total=total, unit=unit, done=done) as self._bar,
-        ):
+        stopped, self.progress = threading.Event(), None
+        with self.store.driven(self.folder), session(self.stop, told=progress):
             with self.store.turn():
                 self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
@@ -227,7 +228,10 @@ class Search:
             try:
                 if not self.store.shared:  # others may have them
                     self._restore_networks()
-                yield stopped
+                self.progress = ahead()
+                unseen = contextlib.nullcontext(lambda: None)
+                with bar(self.progress) if progress else unseen as self._show:
+                    yield stopped
             except runtime.Stopped:
                 stopped.set()
             finally:
@@ -252,12 +256,37 @@ class Search:
         if self._stopping.is_set():
             raise runtime.Stopped
 
-    def _advance(self) -> None:
-        self._bar.update()  # each run has a bar of its own
+    def _ahead(self) -> Progress:
+        """Returns what a run has ahead of it."""
+        setup, training = self.config.search.strategy.setup, self.experiment.training
+        accuracies = [one.record.metrics.get("accuracy", 0) for one in self.store.known.values()]
+        return Progress(
+            *self._left(), trained=len(self.store.known), jobs=setup.n_jobs,
+            seeds=len(self.experiment.seeds), epochs=training.max_epochs if training else 1,
+            repeats=setup.sampler != "bruteforce", best=max(accuracies, default=0) or None,
+        )  # fmt: skip
 
-    def _show(self, metrics: Sequence[Metrics]) -> None:
-        best = max(each["accuracy"] for each in metrics)
-        self._bar.set_postfix_str(f"{len(metrics)} training, best accuracy {best:.3f}")
+    def _left(self) -> tuple[int, int]:
+        """Returns how many trials are left, and how many networks the space has left for them."""
+        n_trials = self.config.search.strategy.setup.n_trials
+        return max(n_trials - len(self.store.trials), 0), self._n_networks - len(self.store.known)
+
+    @functools.cached_property
+    def _n_networks(self) -> int:
+        return count(self.space).networks
+
+    def _on_epoch(self, metrics: Mapping[Candidate, Metrics]) -> None:
+        if self.progress is not None:
+            self.progress.on_epoch(metrics)
+            self._show()
+
+    def _on_trial(self, trial: Trial) -> None:
+        self._tell(trial.record.plan, *self._left())
+
+    def _tell(self, plan: Plan, *left: int) -> None:
+        if self.progress is not None:
+            self.progress.on_trial(plan, *left)
+            self._show()
 
 
 def search(

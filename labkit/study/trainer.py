@@ -32,7 +32,7 @@ class Trainer:
         executor: Where they train.
         on_epoch: As `Executor.run` takes it.
         on_step: As there.
-        on_trial: Called after each trial.
+        on_trial: Called with each trial, once it is recorded.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Trainer:
         *,
         on_epoch: OnEpoch,
         on_step: Callable[[], None],
-        on_trial: Callable[[], object],
+        on_trial: Callable[[Trial], object],
     ):
         self._experiment, self._store, self._networks = experiment, store, networks
         self._executor = executor
@@ -197,7 +197,7 @@ class Trainer:
                 self._networks.drop_others(trial.number for trial in self._store.front)
         if record.failure is not None and record.trained_in in (None, number):
             log.warning("trial %d failed: %s", number, record.failure.message)
-        self._on_trial()
+        self._on_trial(trial)
         return trial
 
     # More trainings of the front's networks.

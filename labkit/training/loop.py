@@ -89,7 +89,7 @@ def fit(
     settings: TrainSettings,
     seeds: Sequence[int],
     *,
-    on_epoch: Callable[[list[Metrics]], None] | None = None,
+    on_epoch: Callable[[dict[int, Metrics]], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains the networks of a learner; see `train` and `labkit.training.stack.fit_stack`."""
@@ -125,7 +125,7 @@ def fit(
             with torch.no_grad():
                 latest = by_network(means | scores(learner.logits(data.x_val), data.y_val))
             ended = [i for i in running if not trained[i].goes_on(latest[i], settings)]
-            well = [latest[i] for i in running if trained[i].failure is None]
+            well = {i: latest[i] for i in running if trained[i].failure is None}
             if on_epoch is not None and well:
                 on_epoch(well)
             for i in ended:
@@ -165,7 +165,7 @@ def train(
     """
     settings = TrainSettings() if settings is None else settings
     check_fit(model, data, settings)
-    of_one = None if on_epoch is None else lambda metrics: on_epoch(*metrics)
+    of_one = None if on_epoch is None else lambda metrics: on_epoch(metrics[0])
     [trained] = fit(Learner(model), data, settings, [seed], on_epoch=of_one, on_step=on_step)
     if trained.failure is not None:
         raise trained.failure

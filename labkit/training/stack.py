@@ -45,7 +45,7 @@ def train_stack(
     *,
     channels: Channels | None = None,
     weights: Weights = "fresh",
-    on_epoch: Callable[[list[Metrics]], None] | None = None,
+    on_epoch: Callable[[dict[int, Metrics]], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains candidates together, each from the weights and to the weights of its training alone.
@@ -64,7 +64,8 @@ def train_stack(
             faster.
         channels: The network's channel groups, if they were found before.
         weights: As `labkit.transform.applying.apply` takes it.
-        on_epoch: Called after every epoch with its metrics of every candidate that trained in it.
+        on_epoch: Called after every epoch with the index of every candidate that trained in it →
+            its metrics.
         on_step: Called before every step; what it raises ends the training.
 
     Returns:
@@ -97,7 +98,7 @@ def fit_stack(
     settings: TrainSettings,
     seeds: Sequence[int],
     *,
-    on_epoch: Callable[[list[Metrics]], None] | None = None,
+    on_epoch: Callable[[dict[int, Metrics]], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains networks together, in place, from the weights that they have.
