@@ -100,11 +100,9 @@ class Progress:
         text = f"{self.done:,} of {self.total:,} {what}"
         if self.best is not None:
             text += f", best accuracy {self.best:.3f}"
-        if self.left is not None:
-            minutes, seconds = divmod(round(self.left[0]), 60)
-            text += f", {minutes}:{seconds:02} left" + (
-                f" ({self.left[1]})" if self.left[1] else ""
-            )
+        if self.left is not None and self.done < self.total:
+            seconds, why = self.left
+            text += f", {clock(seconds)} left" + (f" ({why})" if why else "")
         return text
 
     def _expect(self) -> None:
@@ -134,6 +132,12 @@ class Progress:
             new = min(trials, unseen)
         stacks = max(min(trials / self._jobs, new), new * self._seeds / self._widest)
         return here + (self._epochs * stacks * _work(new * self._seeds / stacks) if stacks else 0)
+
+
+def clock(seconds: float) -> str:
+    """Returns a duration as a clock shows it."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 def _work(n: float) -> float:

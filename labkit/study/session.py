@@ -41,8 +41,8 @@ def bar(progress: Progress) -> Iterator[Callable[[], None]]:
     """Yields what shows how far a run is: as a bar; in a pipe or a file, as a line a minute."""
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
     live, latest = sys.stderr.isatty() or in_notebook, time.monotonic()
-    counts = {"total": progress.total, "initial": progress.done}
-    with tqdm(desc=str(progress), **counts, bar_format=BAR, disable=not live) as shown:
+    total, done, said = progress.total, progress.done, str(progress)
+    with tqdm(total=total, initial=done, desc=said, bar_format=BAR, disable=not live) as shown:
 
         def show() -> None:
             nonlocal latest
