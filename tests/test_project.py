@@ -222,10 +222,11 @@ def cell(**changes: Any) -> dict[str, Any]:
         ([cell()], {"widgets": {}}, ["metadata: widgets"]),
         ([cell(), cell()], {}, ["not run from top to bottom in a new kernel"]),
         ([cell(outputs=[])], {}, ["no outputs"]),
+        ([cell(metadata={"tags": ["nbval-ignore-output"]})], {}, []),
         (
-            [cell(metadata={"tags": []})],
+            [cell(metadata={"tags": [], "scrolled": True})],
             {},
-            ["metadata of the cell that begins with '1 + 2': tags"],
+            ["metadata of the cell that begins with '1 + 2': scrolled"],
         ),
         ([cell(outputs=[{"output_type": "error"}])], {}, ["an error below '1 + 2'"]),
         ([cell(outputs=[PATH])], {}, ["a path of one machine below '1 + 2'"]),

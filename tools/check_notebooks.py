@@ -30,8 +30,8 @@ def problems(notebook: dict[str, Any]) -> Iterator[str]:
         yield "no outputs"
     for cell in notebook["cells"]:
         start = "".join(cell["source"]).partition("\n")[0]
-        if cell["metadata"]:
-            yield f"metadata of the cell that begins with {start!r}: {', '.join(cell['metadata'])}"
+        if more := sorted(set(cell["metadata"]) - {"tags"}):
+            yield f"metadata of the cell that begins with {start!r}: {', '.join(more)}"
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 yield f"an error below {start!r}"

@@ -9,6 +9,7 @@ from torch import nn
 
 from labkit.errors import LabkitError
 from labkit.show.layers import network_drawing
+from labkit.show.stills import WithStill
 from labkit.show.style import AXIS_TITLES
 from labkit.show.tables import compare
 from labkit.show.widgets import figure_widget, labelled, message, update
@@ -20,7 +21,7 @@ from labkit.transform import Channels, channel_groups, cost_of, find_channels, r
 MULTIPLIERS = {"min": 0.25, "max": 8.25, "step": 0.25}
 
 
-class LayerExplorer(ipw.VBox):
+class LayerExplorer(WithStill):
     """Sliders for the multipliers of each layer; what they make of the network and its cost.
 
     The sliders of sides that share their channels move together. Beside a slider that asks for a
@@ -102,3 +103,4 @@ class LayerExplorer(ipw.VBox):
         comparison = compare(self._channels, resolution, **self._cost_options)
         self.table.value = html_table(comparison)
         update(self.figure, network_drawing(comparison))
+        self.keep_later()

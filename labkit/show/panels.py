@@ -13,6 +13,7 @@ from torch import nn
 
 from labkit import names
 from labkit.show.plots import pareto_front
+from labkit.show.stills import WithStill
 from labkit.show.style import TEMPLATE
 from labkit.show.tables import compare
 from labkit.show.widgets import figure_widget, labelled, message, update
@@ -25,7 +26,7 @@ POLL_SECONDS = 1.0
 LINES = 5  # of the message
 
 
-class LivePanel(ipw.VBox):
+class LivePanel(WithStill):
     """A front that grows, the table of best trials, and the report of a point that is clicked.
 
     A subclass says where the results are, and whether more may come.
@@ -110,6 +111,7 @@ class LivePanel(ipw.VBox):
             except Exception as error:  # such as a locked file: say it, and look again
                 self._say(error)
             if not running:
+                self.keep()
                 return
             running = self._goes_on()
 

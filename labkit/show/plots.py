@@ -12,7 +12,8 @@ from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
 from labkit.show import style
 from labkit.show.layers import layer_costs, network_drawing
-from labkit.show.style import conditions, finished, finite, metric_text, save_image, text, title
+from labkit.show.pictures import save_image
+from labkit.show.style import conditions, finished, finite, metric_text, text, title
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results
 

@@ -1,17 +1,15 @@
-"""What all figures share: colours, names, titles, axes, files; and that a page may be dark."""
+"""What all figures share: colours, names, titles, axes; and that a page may be dark."""
 
 import contextlib
 import functools
 import html
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from labkit.errors import LabkitError
 from labkit.study.results import Results
 
 # Okabe and Ito's colours, which colour-blind people can tell apart (jfly.uni-koeln.de/color).
@@ -142,18 +140,3 @@ def finished(figure: go.Figure, why_empty: str = "", **layout: Any) -> go.Figure
     note = {"text": text(why_empty), "showarrow": False, "font": {"size": 16}}
     figure.update_layout(template=TEMPLATE, annotations=[note] if empty else [], **layout)
     return figure.update_xaxes(visible=not empty).update_yaxes(visible=not empty)
-
-
-def save_image(figure: go.Figure, path: str | Path) -> None:
-    """Writes a figure as PNG, SVG or PDF, by the name's ending; needs Chromium, and no network.
-
-    Raises:
-        LabkitError: The ending is another, or there is no Chromium or Chrome.
-    """
-    suffix = Path(path).suffix
-    if suffix not in (".png", ".svg", ".pdf"):
-        raise LabkitError(f"path: expected a name ending in .png, .svg or .pdf, got {str(path)!r}")
-    try:
-        figure.write_image(path, scale=2)
-    except RuntimeError as error:
-        raise LabkitError(f"path: images are drawn by Chromium: {error}") from error

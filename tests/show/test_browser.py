@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 import labkit
 from labkit.data import Dataset
@@ -147,3 +147,35 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     expect(panel.get_by_text("seq_blocks_5", exact=True).last).to_be_visible()
     shoot(page, "3-layer-report")
     look_at_the_dashboard(page)
+
+
+def parts_of_a_still(page: Page) -> tuple[Locator, Locator]:
+    outputs = page.locator(".jp-OutputArea-child")
+    picture = outputs.filter(has=page.locator("img[src^='data:image/png']"))
+    text = outputs.filter(has=page.locator("code", has_text="seq_blocks_5 output ×"))
+    return picture.first, text.first
+
+
+def test_what_is_left_of_a_panel_shows_when_its_kernel_is_gone(
+    lab: str, page: Page, browser: Browser
+) -> None:
+    open_notebook(page, lab, "01_channel_multiplier.ipynb")
+    run_all(page)
+    picture, text = parts_of_a_still(page)
+    page.locator(".widget-hslider").first.scroll_into_view_if_needed()
+    press_key(page, "seq_blocks_5 output", "ArrowRight", 4)
+    expect(page.locator(".labkit-panel")).to_be_visible()
+    expect(text).to_contain_text("seq_blocks_5 output × ───●───────── 2")  # after a moment
+    expect(picture).to_be_hidden()
+    expect(text).to_be_hidden()
+    page.keyboard.press("Control+s")
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-item[data-command='kernelmenu:shutdown']").click()
+    expect(page.get_by_text("No Kernel").first).to_be_visible()
+    later = browser.new_page()  # where Jupyter says in the console that it lacks the widget
+    open_notebook(later, lab, "01_channel_multiplier.ipynb")
+    picture, text = parts_of_a_still(later)
+    picture.scroll_into_view_if_needed()
+    expect(picture).to_be_visible()
+    expect(text).to_be_visible()
+    shoot(later, "8-what-is-left")
