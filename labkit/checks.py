@@ -114,6 +114,10 @@ def readable(key: str, path: Path) -> Path:
         if zipfile.is_zipfile(path):  # an NPZ file, or torch's
             with zipfile.ZipFile(path) as archive:
                 size = max(size, sum(member.file_size for member in archive.infolist()))
+        elif path.suffix.lower() == ".gz":  # which ends in its size
+            with path.open("rb") as file:
+                file.seek(-4, 2)
+                size = max(size, int.from_bytes(file.read(), "little"))
         check_memory(f"{key}: {str(path)!r}", size)
     return path
 

@@ -1,21 +1,27 @@
 """A data set in memory: split once, standardised by the training split, checked on the way in."""
 
 import hashlib
+import logging
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 
-from labkit.errors import LabkitError, in_words, shown
+from labkit.data.arrays import Examples, as_array, examples
+from labkit.data.columns import Categories, Missing, as_numbers, complete_rows, tidy
+from labkit.data.labels import encode, hold_out
+from labkit.errors import LabkitError, shown
+
+log = logging.getLogger(__name__)
 
 # The split is part of a data set, not of an experiment: everyone compares on the same rows.
 SPLIT_SEED = 0
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # the indices of each split's rows
+Rows = Sequence[np.ndarray]  # the indices of each split's rows
 
 
 class Split(NamedTuple):
@@ -33,13 +39,13 @@ class Dataset:
         x_train: float32 `[rows, features]` (or `[rows, channels, height, width]`), standardised
             with the mean and standard deviation of the training split.
         y_train: int64 `[rows]`, each an index into `classes`.
-        x_val: As `x_train`, to validate on.
-        y_val: Its labels.
-        x_test: As `x_train`, to test on: once, at the end.
-        y_test: Its labels.
+        x_val, y_val: Likewise, to validate on.
+        x_test, y_test: Likewise, to test on: once, at the end.
         classes: The names of the classes.
         features: The names of the features; empty for images.
         name: What to call the data set in a figure.
+        ranges: Least and greatest value of each feature before it was standardised; of all images.
+        notes: What was done to its rows and columns.
     """
 
     x_train: torch.Tensor
@@ -51,82 +57,137 @@ class Dataset:
     classes: tuple[str, ...]
     features: tuple[str, ...]
     name: str
+    ranges: tuple[tuple[float, float], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(
-        cls,
-        x: Any,
-        y: Any,
-        *,
-        classes: Sequence[str] | None = None,
-        features: Sequence[str] | None = None,
-        name: str = "arrays",
-        validation: float = 0.1,
-        test: float = 0.1,
-        seed: int = SPLIT_SEED,
-    ) -> Self:
-        """Splits and standardises arrays of one's own.
+        cls, x: Any, y: Any = None, *, classes: Sequence[str] | None = None,
+        features: Sequence[str] | None = None, name: str = "arrays", validation: float = 0.1,
+        test: float = 0.1, seed: int = SPLIT_SEED, groups: Any = None,
+        missing: Missing = "error", categories: Categories = "onehot",
+    ) -> Self:  # fmt: skip
+        """Splits and standardises data of one's own.
 
         Args:
-            x: Numbers, `[rows, features]` or `[rows, channels, height, width]`.
-            y: Labels, `[rows]`: strings or whole numbers.
+            x: Numbers, `[rows, features]` or `[rows, channels, height, width]`; or a DataFrame,
+                whose columns may hold text; or, without `y`, a scikit-learn Bunch or PyTorch's
+                Dataset or DataLoader, whose data set is read in its order.
+            y: Labels, `[rows]` or `[rows, 1]`: strings, whole numbers or booleans.
             classes: Class names, if `y` holds indices into them; by default the distinct labels,
                 sorted.
-            features: Feature names, one a column; by default `x0`, `x1`, …
+            features: Feature names, one a column; by default those of `x`, or `x0`, `x1`, …
             name: What to call the data set in a figure.
             validation: The share of rows, in (0, 1), to validate on.
             test: The share of rows, in (0, 1), to test on.
-            seed: Which rows go to which split. Splits are stratified by class.
+            seed: Which rows go to which split. Splits are stratified by class, and each has a row
+                of every class.
+            groups: A group for each row, such as a patient: its rows are all in one split.
+            missing: What becomes of missing values: `"error"`; `"drop"` leaves out their rows;
+                `"impute"` puts the training rows' median or commonest text there, and adds a
+                feature that says where. Rows without a label are left out by both.
+            categories: What becomes of text: `"onehot"`, or `"error"`.
 
         Raises:
             LabkitError: Wrong shapes, missing or infinite values, fewer than two classes, or too
                 few rows of a class; the message says which.
         """
-        x, y = _as_array("x", x), _as_array("y", y)
-        if x.ndim not in (2, 4) or not x.size:
-            expected = "[rows, features] or [rows, channels, height, width]"
-            raise LabkitError(f"x: expected {expected}, got shape {x.shape}")
-        if y.ndim != 1 or len(y) != len(x):
-            raise LabkitError(f"y: expected one label a row of x, [{len(x)}], got shape {y.shape}")
-        if features is None:
-            features = [f"x{column}" for column in range(x.shape[1])] if x.ndim == 2 else ()
-        features = _as_names("features", features)
-        if x.ndim == 2 and len(features) != x.shape[1]:
-            raise LabkitError(f"features: expected {x.shape[1]} names, got {len(features)}")
-        x = _as_floats(x, features)
-        labels, names = encode(y, None if classes is None else _as_names("classes", classes))
+        x, y, classes = examples(x, y, features, classes)
         shares = (validation, test)
         if not all(isinstance(n, numbers.Real) and 0 < n < 1 for n in shares) or sum(shares) >= 1:
             expected = "expected two positive shares with a sum below 1"
             raise LabkitError(f"validation, test: {expected}, got {shown(shares)}")
         if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
             raise LabkitError(f"seed: expected a whole number from 0 to 2³² - 1, got {shown(seed)}")
-        rest, test_rows = hold_out(np.arange(len(x)), labels, round(test * len(x)), seed)
-        train_rows, val_rows = hold_out(rest, labels, round(validation * len(x)), seed)
-        rows = train_rows, val_rows, test_rows
-        return cls.from_rows(x, labels, rows, classes=names, features=features, name=name)
+        if groups is not None and (groups := as_array("groups", groups)).shape != y.shape:
+            raise LabkitError(f"groups: expected one a row, got shape {groups.shape}")
+
+        def split(rows: np.ndarray, labels: np.ndarray) -> Rows:
+            rest, held = hold_out(rows, labels, round(test * len(rows)), seed, groups)
+            return *hold_out(rest, labels, round(validation * len(rows)), seed, groups), held
+
+        given = x, y, classes
+        return cls._from_examples(given, split, name, missing, categories)
 
     @classmethod
-    def from_rows(
-        cls, x: np.ndarray, labels: np.ndarray, rows: Rows, *, classes: tuple[str, ...],
-        features: tuple[str, ...], name: str,
+    def from_splits(  # noqa: PLR0917
+        cls, x_train: Any, y_train: Any, x_val: Any, y_val: Any, x_test: Any, y_test: Any, *,
+        classes: Sequence[str] | None = None, features: Sequence[str] | None = None,
+        name: str = "splits", missing: Missing = "error", categories: Categories = "onehot",
     ) -> Self:  # fmt: skip
-        """Standardises checked arrays, given the rows of each split, in the order of `SPLITS`."""
-        # By a power of two, which rounds nothing: 1e200 has no square, and that of 1e-200 is 0.
-        power = -np.frexp(np.abs(x[rows[0]]).max(axis=0).astype(np.float64))[1]
-        with np.errstate(over="ignore"):
-            parts = [np.ldexp(x[own].astype(np.float64), power) for own in rows]
-            mean, std = parts[0].mean(axis=0), parts[0].std(axis=0)
-            # A constant feature stays constant.
-            std = np.where(std == 0, np.ldexp(1.0, power), std)
-            parts = [((part - mean) / std).astype(np.float32) for part in parts]
+        """Standardises data that are split already.
+
+        Args:
+            x_train, y_train: As `x` and `y` of `from_arrays`.
+            x_val, y_val: Likewise; or `None`, for a tenth of the training rows.
+            x_test, y_test: Likewise.
+            classes, features, name, missing, categories: As in `from_arrays`.
+
+        Raises:
+            LabkitError: As `from_arrays`; or the splits have other features.
+
+        Example:
+            >>> data = Dataset.from_splits(x_train, y_train, None, None, x_test, y_test)
+        """
+        import pandas as pd
+
+        pairs = [(x_train, y_train), (x_val, y_val), (x_test, y_test)]
+        pairs = pairs[::2] if x_val is None else pairs
+        parts = [examples(*pair, features, classes) for pair in pairs]
+        tables, labels, (named, *_) = zip(*parts)
+        forms = [[*getattr(table, "columns", table.shape[1:])] for table in tables]
+        if any(form != forms[0] for form in forms):
+            raise LabkitError("x_val, x_test: expected the features of x_train, in their order")
+        x = np.concatenate(tables) if isinstance(tables[0], np.ndarray) else pd.concat(tables)
+        origin = np.repeat(range(len(parts)), [*map(len, labels)])
+
+        def split(rows: np.ndarray, labels: np.ndarray) -> Rows:
+            train, *held = (rows[origin[rows] == part] for part in range(len(parts)))
+            if x_val is not None:
+                return train, *held
+            return *hold_out(train, labels, round(0.1 * len(train)), SPLIT_SEED), *held
+
+        given = x, np.concatenate(labels), named
+        return cls._from_examples(given, split, name, missing, categories)
+
+    @classmethod
+    def _from_examples(
+        cls, given: Examples, split: Callable[[np.ndarray, np.ndarray], Rows], name: str,
+        missing: Missing, categories: Categories,
+    ) -> Self:  # fmt: skip
+        x, y, classes = given
+        features: tuple[str, ...] = ()
+        notes: list[str] = []
+        tabular = not isinstance(x, np.ndarray)
+        if tabular:
+            x, notes = tidy(x.reset_index(drop=True), categories)
+        used = complete_rows(x, missing)
+        y = y if used.all() else np.where(used, y.astype(object), np.nan)
+        labels, classes = encode(y, classes, missing)
+        rows = split(known := np.flatnonzero(labels >= 0), labels)
+        if len(known) < len(labels):
+            notes.append(f"left out {len(labels) - len(known)} of {len(labels)} rows")
+            x, labels = x.iloc[known] if tabular else x[known], labels[known]
+            rows = [np.searchsorted(known, own) for own in rows]
+        for part, own in zip(SPLITS, rows):
+            if absent := [classes[i] for i in {*range(len(classes))} - {*labels[own].tolist()}]:
+                notes.append(f"no {part} row is of class {', '.join(absent)}")
+                if part == "train" or not len(own):
+                    raise LabkitError(f"y: {notes[-1]}")
+                log.warning("%s: %s", name, notes[-1])
+        if tabular:
+            x, features, done = as_numbers(x, rows[0])
+            notes += done
         tensors = {}
-        for split, own, part in zip(SPLITS, rows, parts):
-            if not np.isfinite(part).all():
-                raise LabkitError(f"x: a {split} row is too far from the training rows for float32")
-            tensors[f"x_{split}"] = torch.from_numpy(part)
-            tensors[f"y_{split}"] = torch.from_numpy(labels[own])
-        return cls(**tensors, classes=classes, features=features, name=name)
+        for part, own, values in zip(SPLITS, rows, _standardised(x, rows, features)):
+            tensors[f"x_{part}"] = torch.from_numpy(values)
+            tensors[f"y_{part}"] = torch.from_numpy(labels[own])
+        least, most = (np.atleast_1d(f(x, axis=0 if features else None)) for f in (np.min, np.max))
+        ranges = tuple(zip(least.tolist(), most.tolist()))
+        return cls(
+            **tensors, classes=classes, features=features, name=name, ranges=ranges,
+            notes=tuple(notes),
+        )  # fmt: skip
 
     def split(self, name: SplitName) -> Split:
         """Returns the rows of one split: `x, y = data.split("val")`."""
@@ -146,6 +207,20 @@ class Dataset:
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def describe(self) -> str:
+        """Returns the card: rows, classes, chance level, ranges of the features, what was done."""
+        counts = [self.split(s).y.bincount(minlength=len(self.classes)).tolist() for s in SPLITS]
+        chance = counts[1][int(np.argmax(counts[0]))] / len(self.y_val)
+        named = zip(self.features or ["all"], self.ranges)
+        return "\n".join([
+            f"{self!r}; for one class alone, accuracy is {chance:.3f} at best",
+            "class: training + validation + test rows",
+            *(f"  {name}: {' + '.join(map(str, own))}" for name, *own in zip(self.classes, *counts)),
+            "feature: range before standardising",
+            *(f"  {name}: {low:.6g} to {high:.6g}" for name, (low, high) in named),
+            *(f"note: {note}" for note in self.notes),
+        ])  # fmt: skip
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name}: {len(self.x_train)} training, {len(self.x_val)} validation and "
@@ -154,119 +229,23 @@ class Dataset:
         )
 
 
-def _as_array(key: str, values: Any) -> np.ndarray:
-    if np.ma.isMaskedArray(values):
-        said = f"drop the rows that it covers, or write {key}.filled(VALUE)"
-        raise LabkitError(f"{key}: the mask of a masked array would be lost; {said}")
-    if hasattr(values, "toarray"):
-        raise LabkitError(f"{key}: expected an array, got a sparse one; write {key}.toarray()")
-    with in_words(f"{key}: expected an array with rows of equal length"):
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu()
-            # NumPy has no bfloat16; a float32 is the same number.
-            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        return np.asarray(values)
-
-
-def _as_names(key: str, given: Any) -> tuple[str, ...]:
-    with in_words(f"{key}: expected a list of names, got {shown(given)}"):
-        if isinstance(given, str):
-            raise TypeError("which is one")
-        return tuple(map(str, given))
-
-
-def _as_floats(x: np.ndarray, features: tuple[str, ...]) -> np.ndarray:
-    import pandas as pd
-
-    if x.dtype.kind not in "biufO":  # what would lose something, such as an imaginary part
-        raise LabkitError(f"x: expected numbers, got values of type {x.dtype}")
-    with in_words("x: expected numbers"):
-        x = np.where(pd.isna(x), np.nan, x).astype(np.float64)
-    for what, bad in (("missing values (NaN)", np.isnan(x)), ("infinite values", np.isinf(x))):
-        if bad.any():
-            row, column = (int(axis[0]) for axis in np.nonzero(bad.reshape(len(x), -1)))
-            where = f"column '{features[column]}'" if features else "x"
-            count = int(bad[:, column].sum()) if features else int(bad.sum())
-            raise LabkitError(f"{where}: has {count} {what}, the first in row {row}")
-    return x
-
-
-def encode(y: np.ndarray, classes: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns labels as int64 indices, and the names of the classes.
-
-    Args:
-        y: Labels, `[rows]`.
-        classes: Class names, if `y` holds indices into them.
-
-    Raises:
-        LabkitError: A label is missing or no index, or a class has too few rows.
-    """
-    import pandas as pd
-
-    missing = pd.isna(y)
-    if missing.any():
-        raise LabkitError(f"y: row {int(np.argmax(missing))} has no label")
-    if classes is None:
-        whole = y.dtype.kind != "f" or np.all(np.isfinite(y) & (y == np.floor(y)))
-        if not whole:
-            raise LabkitError("y: expected class labels (strings or whole numbers), got fractions")
-        with in_words("y: the labels are of several types"):
-            names, labels = np.unique(y, return_inverse=True)
-        classes = [str(int(name) if y.dtype.kind == "f" else name) for name in names]
-    else:
-        if not np.issubdtype(y.dtype, np.integer):
-            raise LabkitError(f"y: expected indices into classes, got values of type {y.dtype}")
-        if len(y) and not 0 <= y.min() <= y.max() < len(classes):
-            got = f"got {y.min()} to {y.max()}"
-            raise LabkitError(f"y: expected indices from 0 to {len(classes) - 1}, {got}")
-        labels = y.astype(np.int64)
-    counts = np.bincount(labels, minlength=len(classes))
-    if (n_classes := np.count_nonzero(counts)) < 2:
-        raise LabkitError(f"y: expected at least two classes, got {n_classes}")
-    if counts.min() < 3:
-        rare = f"class '{classes[int(counts.argmin())]}' has {counts.min()} rows"
-        raise LabkitError(f"y: {rare}; expected at least 3, one for each split")
-    return labels.astype(np.int64), tuple(classes)
-
-
-def hold_out(
-    rows: np.ndarray, labels: np.ndarray, n: int, seed: int = SPLIT_SEED
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows that are left, and `n` held out, with every class's share in both.
-
-    Args:
-        rows: Indices into `labels`.
-        labels: The class of each row of the data set.
-        n: How many to hold out.
-        seed: Which.
-
-    Raises:
-        LabkitError: There are too few.
-    """
-    # As scikit-learn's `train_test_split` draws, whose import takes 70 MB and a second.
-    classes, own, counts = np.unique(labels[rows], return_inverse=True, return_counts=True)
-    if min(n, len(rows) - n) < len(classes) or counts.min() < 2:
-        n_classes = len(np.unique(labels))
-        raise LabkitError(f"y: {len(labels)} rows of {n_classes} classes are too few to split")
-    draw = np.random.RandomState(seed)
-    n_left = _shares(counts, len(rows) - n, draw)
-    n_held = _shares(counts - n_left, n, draw)
-    left, held = [], []
-    by_class = np.split(rows[np.argsort(own, kind="stable")], counts.cumsum()[:-1])
-    for members, stays, goes in zip(by_class, n_left, n_held):
-        drawn = draw.permutation(members)
-        left.append(drawn[:stays])
-        held.append(drawn[stays : stays + goes])
-    return draw.permutation(np.concatenate(left)), draw.permutation(np.concatenate(held))
-
-
-def _shares(counts: np.ndarray, n: int, draw: np.random.RandomState) -> np.ndarray:
-    """Returns how many of `n` rows each class gives: its share, rounded; ties are drawn."""
-    exact = counts / counts.sum() * n
-    shares = np.floor(exact).astype(int)
-    rest = exact - shares
-    for largest in np.unique(rest)[::-1]:
-        if missing := n - shares.sum():
-            [tied] = np.nonzero(rest == largest)
-            shares[draw.choice(tied, min(len(tied), missing), replace=False)] += 1
-    return shares
+def _standardised(x: np.ndarray, rows: Rows, features: tuple[str, ...]) -> list[np.ndarray]:
+    """Returns float32 of each split, by the mean and standard deviation of the training rows."""
+    # By a power of two, which rounds nothing: 1e200 has no square, and that of 1e-200 is 0.
+    power = -np.frexp(np.abs(x[rows[0]].astype(np.float64)).max(axis=0))[1]
+    with np.errstate(over="ignore"):
+        exact = [np.ldexp(x[own].astype(np.float64), power) for own in rows]
+        mean, std = exact[0].mean(axis=0), exact[0].std(axis=0)
+        # A constant feature stays constant.
+        std = np.where(std == 0, np.ldexp(1.0, power), std)
+        parts = [((part - mean) / std).astype(np.float32) for part in exact]
+    for split, part in zip(SPLITS, parts):
+        if not np.isfinite(part).all():
+            raise LabkitError(f"x: a {split} row is too far from the training rows for float32")
+    if features:  # of a thousand rows, as many values are to be different as were
+        sorts = (np.sort(part[:1000], axis=0) for part in (exact[0], parts[0]))
+        before, after = ((np.diff(part, axis=0) != 0).sum(axis=0) for part in sorts)
+        if lost := [features[i] for i in np.flatnonzero(after < 0.9 * before)]:
+            said = f"{lost} have values so far out that float32 cannot tell the others apart"
+            raise LabkitError(f"x: {said}; correct them, or take logarithms")
+    return parts

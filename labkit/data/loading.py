@@ -1,14 +1,17 @@
 """Data sets by name, and from files of one's own: tables, NumPy archives, CIFAR-10's batches."""
 
+import logging
 import pickle
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labkit.checks import as_path, check_memory, readable
-from labkit.data.dataset import Dataset, encode, hold_out
+from labkit.checks import as_path, readable
+from labkit.data.columns import Categories, Missing, Reading
+from labkit.data.dataset import Dataset
 from labkit.data.jets import embedded_jets, openml_jets, read_jets
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.names import build, find
@@ -18,46 +21,100 @@ CIFAR10_CLASSES = (
 )  # fmt: skip
 # What pickled arrays are made by.
 ARRAYS = {"numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+TEXTS = (".csv", ".tsv", ".tab", ".txt", ".dat", ".data")
+TABLES = (*TEXTS, *(f"{kind}.gz" for kind in TEXTS), ".parquet")
+# What pandas reads, and labkit does not.
+ELSEWHERE = {
+    ".xlsx": "read_excel", ".xls": "read_excel", ".ods": "read_excel", ".feather": "read_feather",
+    ".json": "read_json", ".jsonl": "read_json", ".dta": "read_stata", ".sas7bdat": "read_sas",
+    ".sav": "read_spss", ".orc": "read_orc", ".html": "read_html", ".xml": "read_xml",
+}  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 
-def load_data(name: str | Path, *, path: str | Path | None = None, label: str = "label") -> Dataset:
-    """Returns a data set.
+def load_data(
+    name: str | Path,
+    *,
+    path: str | Path | None = None,
+    label: str | int = "label",
+    drop: Sequence[str] = (),
+    separator: str | None = None,
+    encoding: str | None = None,
+    missing: Missing = "error",
+    categories: Categories = "onehot",
+) -> Dataset:
+    """Returns a data set, and logs in one line what was decided of a file.
 
     Args:
         name: `"jsc"` (jets that come with labkit), `"jsc-openml"` (the public jets, downloaded
             from OpenML), `"digits"` (scikit-learn's 8×8 images, flat), `"digits32"` (the same as
-            images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a CSV,
-            Parquet, NPZ or HDF5 file (the last in the layout of the public jets) or of the folder
-            of CIFAR-10's python batches (`cifar-10-batches-py`), or `package.module:function`
-            (which returns a `Dataset` when called without arguments).
+            images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a file: a
+            table (CSV, TSV, also `.gz`; Parquet, also a folder of it), NPZ, HDF5 (in the layout
+            of the public jets), or of the folder of CIFAR-10's python batches
+            (`cifar-10-batches-py`), or `package.module:function` (which returns a `Dataset` when
+            called without arguments).
         path: For `"jsc"`: the public HDF5 file to read in place of the embedded jets.
-        label: For CSV and Parquet, the column with the labels, every other column being a feature;
-            for NPZ the array with them, the one other array being the features.
+        label: The column of a table with the labels, by its name or place (-1 is the last); every
+            other one is a feature. For NPZ the array with them, the one other array being the
+            features, unless it holds `x_train`, `y_train`, `x_test` and `y_test`, as MNIST does.
+        drop: Columns of a table that are no features.
+        separator: Of a table's columns, such as `";"`; by default what its first lines show.
+        encoding: Of a table's text; by default UTF-8, or what its first bytes say.
+        missing, categories: For tables, as in `Dataset.from_arrays`.
 
     Raises:
         LabkitError: No such data set, file or column; or what it holds cannot be used.
     """
+    how = Reading(
+        label=label, drop=drop, separator=separator, encoding=encoding, missing=missing,
+        categories=categories,
+    )  # fmt: skip
     if not isinstance(name, str | Path):
-        raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}")
+        instead = "Dataset.from_arrays takes tables and arrays"
+        raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}; {instead}")
     if path is not None and name != "jsc":
         raise LabkitError(f"path: only the data set 'jsc' takes one, not {str(name)!r}")
     if path is not None:
         return read_jets(readable("path", as_path("path", path)))
-    file, suffix = Path(name), Path(name).suffix.lower()
-    if str(name) in DATA:
-        return DATA[str(name)]()
+    kind = _kind(Path(name))
+    if kind in ELSEWHERE or "://" in str(name):
+        read = f"pandas.{ELSEWHERE.get(kind, 'read_csv')}({str(name)!r})"
+        instead = "Dataset.from_arrays(frame.drop(columns=LABEL), frame[LABEL])"
+        raise LabkitError(f"dataset: labkit does not read it; write frame = {read}, and {instead}")
     with in_words(f"dataset: cannot read {str(name)!r}"):
-        if suffix in READERS:
-            return READERS[suffix](readable("dataset", file), label)
-        if file.is_dir():
-            return read_cifar10(file)
-    more = f", the path of a {', '.join(READERS)} file, or of CIFAR-10's folder"
+        file = Path(name).expanduser()
+        folder = str(name) not in DATA and file.is_dir()
+        if kind in TABLES or (folder and next(file.rglob("*.parquet"), None)):
+            from labkit.data.tables import read_table
+
+            x, y, notes = read_table(file if folder else readable("dataset", file), how)
+            options: Any = {"missing": how.missing, "categories": how.categories}
+            data = Dataset.from_arrays(x, y, name=file.name, **options)
+            if notes := [*notes, *data.notes]:
+                log.warning("%s: %s", file.name, "; ".join(notes))
+            return replace(data, notes=tuple(notes))
+        given = how.model_dump(exclude_defaults=True).keys() - {"label"}
+        if unused := given - ({"missing"} if kind == ".npz" else set()):
+            raise LabkitError(f"{min(unused)}: only a table takes it, not {str(name)!r}")
+        if str(name) in DATA:
+            return DATA[str(name)]()
+        if folder:
+            return _read_cifar10(file)
+        if kind in READERS:
+            return READERS[kind](readable("dataset", file), how)
+    more = f", the path of a {', '.join([*TABLES, *READERS])} file, or of a folder"
     return build("dataset", str(name), find("dataset", str(name), DATA, "data set", more), Dataset)
 
 
 def names_file(name: str, place: Path) -> bool:
     """Returns whether a data set's name is a file's, which would be at this place."""
-    return name not in DATA and (place.suffix.lower() in READERS or place.is_dir())
+    return name not in DATA and (_kind(place) in {*TABLES, *READERS} or place.is_dir())
+
+
+def _kind(path: Path) -> str:
+    """Returns the end of a file's name that says what it is, such as `.csv.gz`."""
+    return "".join(path.suffixes[-2 if path.suffix.lower() == ".gz" else -1 :]).lower()
 
 
 def _digits(*, as_images: bool) -> Dataset:
@@ -71,45 +128,24 @@ def _digits(*, as_images: bool) -> Dataset:
     return Dataset.from_arrays(digits.data, digits.target, features=names, name="digits")
 
 
-def read_table(path: Path, label: str) -> Dataset:
-    """Reads a CSV or Parquet file: a column of labels, every other one a feature.
-
-    Raises:
-        LabkitError: It cannot be read, lacks the column of labels, or a feature is not numeric.
-    """
-    import pandas as pd
-    from pyarrow.parquet import read_metadata
-
-    if path.suffix.lower() == ".csv":
-        table = pd.read_csv(path)
-    else:
-        head = read_metadata(path)
-        check_memory(f"dataset: {str(path)!r}", 8 * head.num_rows * head.num_columns)
-        table = pd.read_parquet(path)
-    _check_label(path, label, [*map(str, table)])
-    y, features = table.pop(label).to_numpy(), [str(column) for column in table]
-    for column in table:
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            raise LabkitError(f"dataset: column {column!r} of {path} is not numeric")
-    x = table.to_numpy(dtype=np.float64, na_value=np.nan)
-    return Dataset.from_arrays(x, y, features=features, name=path.name)
-
-
-def read_npz(path: Path, label: str) -> Dataset:
-    """Reads an NPZ file: the array of labels, and one other with the features.
-
-    Raises:
-        LabkitError: It cannot be read, or holds other arrays.
-    """
+def _read_npz(path: Path, how: Reading) -> Dataset:
+    """Reads the array of labels and one other with the features; or MNIST's layout, splits."""
     with np.load(path, allow_pickle=False) as archive:
         arrays = dict(archive)
-    _check_label(path, label, arrays)
-    labels = arrays.pop(label)
+    keys = [f"{key}_{split}" for split in ("train", "val", "test") for key in "xy"]
+    if {*arrays} in ({*keys}, {*keys} - {"x_val", "y_val"}):
+        parts: list[Any] = [arrays.get(key) for key in keys]
+        images = [p[:, None] if p is not None and p.ndim == 3 else p for p in parts]
+        return Dataset.from_splits(*images, name=path.name, missing=how.missing)
+    if how.label not in arrays:
+        known = did_you_mean(how.label, arrays)
+        raise LabkitError(f"label: {path.name} has no array {how.label!r}; {known}")
+    labels = arrays.pop(str(how.label))
     if len(arrays) != 1:
         got = ", ".join(arrays) or "none"
-        raise LabkitError(f"dataset: {path}: expected one array beside {label!r}, got {got}")
+        raise LabkitError(f"dataset: {path}: expected one array beside {how.label!r}, got {got}")
     [x] = arrays.values()
-    return Dataset.from_arrays(x, labels, name=path.name)
+    return Dataset.from_arrays(x, labels, name=path.name, missing=how.missing)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -122,26 +158,18 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read_cifar10(folder: Path) -> Dataset:
-    """Reads CIFAR-10's python batches: the test batch is the test split, as published.
-
-    Raises:
-        LabkitError: The folder lacks batches, or one holds something else.
-    """
+def _read_cifar10(folder: Path) -> Dataset:
+    """Reads CIFAR-10's python batches: the test batch is the test split, as published."""
     names = [path.name for path in sorted(folder.glob("data_batch_*"))]
     if not names or not (folder / "test_batch").is_file():
-        expected = "expected data_batch_1 … and test_batch"
+        expected = "expected data_batch_1 … and test_batch, or Parquet files"
         raise LabkitError(f"dataset: {str(folder)!r} is no folder of CIFAR-10: {expected}")
-    batches = [_read_cifar10_batch(folder / name) for name in [*names, "test_batch"]]
-    x, y = (np.concatenate(part) for part in zip(*batches))
-    labels, classes = encode(y, CIFAR10_CLASSES)
-    training, test_rows = np.split(np.arange(len(y)), [len(y) - len(batches[-1][1])])
-    train_rows, val_rows = hold_out(training, labels, round(0.1 * len(training)))
-    rows = train_rows, val_rows, test_rows
-    return Dataset.from_rows(x, labels, rows, classes=classes, features=(), name="CIFAR-10")
+    x, y = (np.concatenate(part) for part in zip(*(_read_batch(folder / name) for name in names)))
+    test = _read_batch(folder / "test_batch")
+    return Dataset.from_splits(x, y, None, None, *test, classes=CIFAR10_CLASSES, name="CIFAR-10")
 
 
-def _read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint8 images `[rows, 3, 32, 32]` and their labels."""
     with in_words(f"dataset: {path} is no batch of CIFAR-10"):
         with readable("dataset", path).open("rb") as file:
@@ -153,21 +181,14 @@ def _read_cifar10_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def _check_label(path: Path, label: str, columns: Collection[str]) -> None:
-    if label not in columns:
-        raise LabkitError(f"label: {path} has no column {label!r}; {did_you_mean(label, columns)}")
-
-
 DATA: dict[str, Callable[[], Dataset]] = {
     "jsc": embedded_jets,
     "jsc-openml": openml_jets,
     "digits": lambda: _digits(as_images=False),
     "digits32": lambda: _digits(as_images=True),
 }
-READERS: dict[str, Callable[[Path, str], Dataset]] = {
-    ".csv": read_table,
-    ".parquet": read_table,
-    ".npz": read_npz,
+READERS: dict[str, Callable[[Path, Reading], Dataset]] = {
+    ".npz": _read_npz,
     ".h5": lambda file, _: read_jets(file),
     ".hdf5": lambda file, _: read_jets(file),
 }

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from labkit.checks import Table, checked, readable
+from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.study.record import Direction
@@ -47,7 +48,7 @@ T = TypeVar("T", str, Path)
 def _located(file: T, info: ValidationInfo) -> T:
     """Returns where a file is; in a TOML, relative to the TOML. A name of no file stays."""
     with in_words(f"cannot look for {shown(str(file))}"):
-        place = ((info.context or Path()) / file).resolve()
+        place = ((info.context or Path()) / Path(file).expanduser()).resolve()
         return type(file)(place) if isinstance(file, Path) or names_file(file, place) else file
 
 
@@ -120,14 +121,15 @@ class SearchTable(Table):
     strategy: StrategyTable
 
 
-class SearchConfig(Table):
+class SearchConfig(Reading):
     """A whole configuration. The keys at the top are the reference's.
 
     Attributes:
         model: A name from `labkit.transform.models`, or `package.module:function`.
         dataset: A name, a file, or `package.module:function`; see `labkit.data.load_data`. Files
             are relative to the TOML.
-        label: The label column of a file of one's own.
+        label, drop, separator, encoding, missing, categories: How a file of one's own is read, as
+            for `labkit.data.load_data`.
         task: Only classification.
         max_epochs, batch_size, learning_rate: For `basic_train`, where its own table is silent.
         accelerator: `cpu`, `cuda` (or `gpu`), or `auto`: CUDA where there is any.
@@ -142,7 +144,6 @@ class SearchConfig(Table):
 
     model: str
     dataset: Annotated[str, AfterValidator(_located)]
-    label: str = "label"
     task: Literal["cls", "classification"] = "cls"
     max_epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2, lt=2**31)

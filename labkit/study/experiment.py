@@ -14,6 +14,7 @@ from torch import nn
 
 from labkit import names
 from labkit.data import Dataset, load_data
+from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, in_words
 from labkit.operators import register_operator
@@ -67,7 +68,8 @@ class Experiment:
                     f"dataset: there is no file {config.dataset!r}; correct it in the TOML (a "
                     "study knows its data by what they hold), or give data="
                 )
-            data = load_data(config.dataset, label=config.label)
+            reading = {key: getattr(config, key) for key in Reading.model_fields}
+            data = load_data(config.dataset, **reading)
         with in_words("model: it cannot be trained"):
             check_fit(self.model.cpu(), data, self.training)
         if self.training is not None and self.training.weights == "keep":

@@ -22,8 +22,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from labkit.data import Dataset, load_data
-from labkit.data.dataset import hold_out
 from labkit.data.jets import JET_CLASSES, JET_FEATURES
+from labkit.data.labels import stratified
 from labkit.errors import LabkitError
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -81,9 +81,9 @@ def test_rows_are_held_out_as_scikit_learn_draws_them() -> None:
         except ValueError:
             n_refused += 1
             with pytest.raises(LabkitError, match="too few to split"):
-                hold_out(rows, labels, n, seed)
+                stratified(rows, labels, n, seed)
             continue
-        for own, expected in zip(hold_out(rows, labels, n, seed), theirs):
+        for own, expected in zip(stratified(rows, labels, n, seed), theirs):
             np.testing.assert_array_equal(own, expected)
     assert 0 < n_refused < 100
 
@@ -198,10 +198,10 @@ def test_arrays_of_ones_own(tmp_path: Path, table: Table) -> None:
 def test_text_in_a_feature_is_named(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1, 2, 3] * 4, "b": ["x", "y", "z"] * 4, "label": [0, 1] * 6})
     frame.to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(LabkitError, match="column 'b' .* is not numeric"):
-        load_data(tmp_path / "mine.csv")
+    with pytest.raises(LabkitError, match=r"column 'b' holds text, such as 'x'; .*drop=\['b'\]"):
+        load_data(tmp_path / "mine.csv", categories="error")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(LabkitError, match="cannot read"):
+    with pytest.raises(LabkitError, match=r"empty\.csv is empty"):
         load_data(tmp_path / "empty.csv")
 
 
@@ -215,15 +215,20 @@ def poisoned(table: Table, value: float) -> Table:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda t: poisoned(t, np.nan), {}, r"'c1_b2_mmdt': has 2 missing values .* row 7"),
-        (lambda t: poisoned(t, np.inf), {}, r"'c1_b2_mmdt': has 2 infinite values.* row 7"),
+        (lambda t: poisoned(t, np.nan), {}, r"missing values in 'c1_b2_mmdt' \(2\), .* row 7"),
+        (lambda t: poisoned(t, np.inf), {}, r"infinite values in 'c1_b2_mmdt' \(2\), .* row 7"),
         (lambda t: (t[0], t[1] * 0), {}, "at least two classes, got 1"),
-        (lambda t: (t[0], (t[1] == 0) * np.arange(300)), {}, r"class '5' has 1 rows"),
-        (lambda t: (t[0][:, :3], t[1]), {}, "features: expected 3 names, got 16"),
+        (lambda t: (t[0], (t[1] == 0) * np.arange(300)), {}, "labels, but they look continuous"),
+        (lambda t: (t[0], np.minimum(np.arange(300), 1)), {}, "class '0' has 1 rows; expected 3"),
+        (lambda t: (t[0][:, :3], t[1]), {}, "features: expected 3 different names"),
         (lambda t: (t[0][:9], t[1]), {}, r"y: expected one label a row of x, \[9\]"),
         (lambda t: (t[0][0], t[1]), {}, "x: expected .*got shape"),
-        (lambda t: (t[0], t[1] + 0.5), {}, "y: expected class labels .*fractions"),
-        (lambda t: (t[0], [None, *t[1][1:]]), {}, "y: row 0 has no label"),
+        (lambda t: (t[0], t[1] + 0.5), {}, "y: expected class labels.* continuous"),
+        (
+            lambda t: (t[0], [None, *t[1][1:]]),
+            {},
+            r"y: 1 rows have no label, the first is row 0 \(None\)",
+        ),
         (lambda t: (t[0], ["a", *t[1][1:]]), {}, "y: "),
         (lambda t: (t[0].astype(str) + "x", t[1]), {}, "x: expected numbers"),
         (lambda t: ([[1.0], [1.0, 2.0]], [0, 1]), {}, "x: expected an array"),
@@ -350,8 +355,8 @@ LABELS = np.arange(30) % 3
         (grid().astype("datetime64[s]"), "x: expected numbers, got values of type datetime64"),
         (grid().astype(str), "x: expected numbers, got values of type <U"),
         (grid()[:, :0], r"x: expected \[rows, features\] .*got shape \(30, 0\)"),
-        (pd.DataFrame(grid()).astype("Int64").replace(3, pd.NA), "'x1': has 5 missing values"),
-        (np.where(grid() == 3, None, grid()), r"has . missing values"),
+        (pd.DataFrame(grid()).astype("Int64").replace(3, pd.NA), r"'x1' \(5\)"),
+        (np.where(grid() == 3, None, grid()), "missing values in"),
     ],
 )
 def test_what_would_lose_something_is_refused(x: Any, message: str) -> None:
@@ -379,11 +384,18 @@ def test_very_large_and_very_small_numbers_are_standardised(scale: float) -> Non
 
 
 def test_a_row_that_no_float32_can_hold_is_refused() -> None:
-    x = grid()
-    x[29] = 1e300
-    rows = np.arange(28), np.array([28]), np.array([29])
+    x, far = grid(), grid()
+    far[29] = 1e300
     with pytest.raises(LabkitError, match="x: a test row is too far from the training rows"):
-        Dataset.from_rows(x, LABELS, rows, classes=("a", "b", "c"), features=("x", "y"), name="")
+        Dataset.from_splits(x, LABELS, x, LABELS, far, LABELS)
+
+
+@pytest.mark.parametrize("others", [np.arange(30.0), np.arange(30.0) % 2])
+def test_a_value_that_hides_the_others_is_refused(others: np.ndarray) -> None:
+    x = np.stack([np.arange(30.0), others], axis=1)
+    x[::9, 1] = 1e300
+    with pytest.raises(LabkitError, match=r"x: \['x1'\] have values so far out"):
+        Dataset.from_arrays(x, LABELS)
 
 
 @pytest.mark.parametrize(
