@@ -211,11 +211,12 @@ class Dataset:
         """Returns the card: rows, classes, chance level, ranges of the features, what was done."""
         counts = [self.split(s).y.bincount(minlength=len(self.classes)).tolist() for s in SPLITS]
         chance = counts[1][int(np.argmax(counts[0]))] / len(self.y_val)
+        rows = [f"  {name}: {' + '.join(map(str, n))}" for name, *n in zip(self.classes, *counts)]
         named = zip(self.features or ["all"], self.ranges)
         return "\n".join([
             f"{self!r}; for one class alone, accuracy is {chance:.3f} at best",
             "class: training + validation + test rows",
-            *(f"  {name}: {' + '.join(map(str, own))}" for name, *own in zip(self.classes, *counts)),
+            *rows,
             "feature: range before standardising",
             *(f"  {name}: {low:.6g} to {high:.6g}" for name, (low, high) in named),
             *(f"note: {note}" for note in self.notes),

@@ -66,9 +66,7 @@ def test_an_unambiguous_table_just_loads_and_says_what_was_decided(
     data = load_data(written(tmp_path, text, name), label="kind")
     assert_the_frame(data)
     assert data.features == ("size", "weight")
-    assert [r.getMessage() for r in caplog.records] == (
-        [f"{name}: {data.notes[0]}"] if note else []
-    )
+    assert caplog.messages == ([f"{name}: {data.notes[0]}"] if note else [])
     assert note in "".join(data.notes)
 
 
