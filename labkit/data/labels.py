@@ -18,7 +18,8 @@ def encode(
     """Returns int64 indices of classes, -1 for a row without any, and the names of the classes."""
     import pandas as pd
 
-    column = pd.Series(y)
+    with in_words("y: expected labels"):
+        column = pd.Series(y)
     absent = (column.isna() | column.map(str).str.strip().str.lower().isin(NOTHING)).to_numpy()
     if absent.any() and missing == "error":
         row = int(np.argmax(absent))

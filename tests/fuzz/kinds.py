@@ -266,6 +266,9 @@ def files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frame.to_csv(folder / "a.csv", index=False)
+        words = frame.assign(a=y.astype(str), b=["red", "blue", None] * 20)
+        words.to_csv(folder / "b.tsv.gz", sep="\t")
+        words.to_csv(folder / "c.csv", sep=";", decimal=",", encoding="utf-16")
         frame.to_parquet(folder / "a.parquet")
         nullable.to_parquet(folder / "b.parquet")
         np.savez(folder / "a.npz", x=x, label=y)
@@ -323,7 +326,10 @@ def damage(path: Path, content: bytes, drawn: Any) -> None:
 def _files(drawn: Any, folder: Path) -> None:
     name, how, label = drawn
     damage(folder / name, files()[name], how)
-    labkit.load_data(folder / name, label="label" if label is None else ODD[label]())
+    missing = "error" if name.endswith((".h5", ".hdf5")) else "impute"
+    labkit.load_data(
+        folder / name, label="label" if label is None else ODD[label](), missing=missing
+    )
 
 
 @functools.cache
@@ -469,7 +475,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         (labkit.layer_table, {"network": model, "plan": plan, **priced}),
         (labkit.load_best, {"folder": "out", "number": None, "model": None}),
         (labkit.load_config, {"source": tables()}),
-        (labkit.load_data, {"name": "digits", "label": "label"}),
+        (
+            labkit.load_data,
+            {"name": "digits", "label": "label", "drop": (), "separator": None, "encoding": None},
+        ),
         (labkit.report_graph_analysis_pass, {"model": model}),
         (labkit.resolve, {"model": channels, "pass_config": PASS, "strict": False}),
         (labkit.total_cost, {"model": model, **priced, "example_input": rows().x_val[:1]}),
