@@ -38,7 +38,10 @@ def examples(x: Any, y: Any, features: Any, classes: Any) -> Examples:
     classes = None if classes is None else as_names("classes", classes)
     if len(shape) == 4:
         with in_words("x: expected numbers"):
-            return table if table.dtype != "O" else table.astype(np.float64), y, classes
+            table = table.astype(np.float64) if table.dtype.kind == "O" else table
+        if not np.isfinite(table).all():
+            raise LabkitError("x: pixels are missing or infinite; leave their images out")
+        return table, y, classes
     table = pd.DataFrame(table)
     default = [name if isinstance(name, str) else f"x{name}" for name in table]
     features = as_names("features", default if features is None else features)

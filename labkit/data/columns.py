@@ -31,6 +31,9 @@ def tidy(table: Any, categories: Categories) -> tuple[Any, list[str]]:
         return table, []
     tidied, notes, faults = {}, [], {}
     for name, column in table.items():
+        if column.dtype.kind in "biuf" and column.count():
+            tidied[name] = column.to_numpy(np.float64, na_value=np.nan)
+            continue
         values = column.astype(object).where(column.notna(), np.nan)
         numbers = tidied[name] = pd.to_numeric(values, errors="coerce")
         others = values[numbers.isna() & values.notna()]
@@ -57,26 +60,18 @@ def tidy(table: Any, categories: Categories) -> tuple[Any, list[str]]:
     return pd.DataFrame(tidied), notes
 
 
-def complete_rows(x: Any, missing: Missing) -> np.ndarray:
-    """Returns which rows of a tidy table, or of images, are used: bool `[rows]`."""
-    import pandas as pd
-
-    images = isinstance(x, np.ndarray)
-    table = pd.DataFrame({"images": np.abs(x).reshape(len(x), -1).max(axis=1)}) if images else x
-    infinite, absent = table.isin([np.inf, -np.inf]), table.isna()
-    allowed = ["drop"] if images else ["drop", "impute"]
-    for what, bad in ("infinite", infinite), ("missing", absent):
-        counts = {name: n for name, n in bad.sum().items() if n}
-        if not counts or (bad is absent and missing in allowed):
-            continue
-        rows = np.flatnonzero(bad.any(axis=1))
-        columns = ", ".join(f"{name!r} ({n})" for name, n in counts.items())
-        mend = "correct them" if images else f"correct them, or write drop={[*counts]}"
-        if bad is absent:
-            more = "" if images else " or missing='impute'"
-            mend += f", missing='drop' ({len(x) - len(rows)} of {len(x)} rows are left){more}"
-        raise LabkitError(f"x: {what} values in {columns}, first in row {rows[0]}; {mend}")
-    return ~absent.any(axis=1).to_numpy() if missing == "drop" else np.ones(len(x), dtype=bool)
+def complete_rows(table: Any, missing: Missing) -> np.ndarray:
+    """Returns which rows of a tidy table are used: bool `[rows]`."""
+    absent = table.isna()
+    for what, bad in ("infinite", table.isin([np.inf, -np.inf])), ("missing", absent):
+        counts = {name: int(n) for name, n in bad.sum().items() if n}
+        if counts and (what == "infinite" or missing == "error"):
+            left = f"{(~bad.any(axis=1)).sum()} of {len(table)} rows are left"
+            mend = (
+                f"write missing='impute', missing='drop' ({left})" if bad is absent else "correct"
+            )
+            raise LabkitError(f"x: {what} values in {counts}; {mend} or drop={[*counts]}")
+    return ~absent.any(axis=1).to_numpy() | (missing != "drop")
 
 
 def as_numbers(table: Any, train: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], list[str]]:

@@ -158,12 +158,11 @@ class Dataset:
         x, y, classes = given
         features: tuple[str, ...] = ()
         notes: list[str] = []
-        tabular = not isinstance(x, np.ndarray)
+        used, tabular = np.ones(len(y), dtype=bool), not isinstance(x, np.ndarray)
         if tabular:
             x, notes = tidy(x.reset_index(drop=True), categories)
-        used = complete_rows(x, missing)
-        y = y if used.all() else np.where(used, y.astype(object), np.nan)
-        labels, classes = encode(y, classes, missing)
+            used = complete_rows(x, missing)
+        labels, classes = encode(y, used, classes, missing)
         rows = split(known := np.flatnonzero(labels >= 0), labels)
         if len(known) < len(labels):
             notes.append(f"left out {len(labels) - len(known)} of {len(labels)} rows")
@@ -214,7 +213,7 @@ class Dataset:
         rows = [f"  {name}: {' + '.join(map(str, n))}" for name, *n in zip(self.classes, *counts)]
         named = zip(self.features or ["all"], self.ranges)
         return "\n".join([
-            f"{self!r}; for one class alone, accuracy is {chance:.3f} at best",
+            f"{self!r}; chance level {chance:.3f}, by one class for all",
             "class: training + validation + test rows",
             *rows,
             "feature: range before standardising",

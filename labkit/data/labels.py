@@ -13,9 +13,9 @@ MOST_NUMBERS = 20  # different ones that are classes, too, where some of them ar
 
 
 def encode(
-    y: np.ndarray, classes: Sequence[str] | None, missing: Missing
+    y: np.ndarray, used: np.ndarray, classes: Sequence[str] | None, missing: Missing
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns int64 indices of classes, -1 for a row without any, and the names of the classes."""
+    """Returns int64 indices of classes, -1 for a row that is not used, and the classes' names."""
     import pandas as pd
 
     with in_words("y: expected labels"):
@@ -26,7 +26,8 @@ def encode(
         said = f"{absent.sum()} rows have no label, the first is row {row} ({shown(y[row])})"
         mend = "missing='drop' leaves them out; rename the class if it is one"
         raise LabkitError(f"y: {said}; {mend}")
-    known = column[~absent].infer_objects().to_numpy()
+    used = used & ~absent
+    known = column[used].infer_objects().to_numpy()
     continuous = (
         "expected class labels, but they look continuous; labkit has no regression yet: make "
         "classes of them, such as pandas.qcut(y, 3, labels=False)"
@@ -52,7 +53,7 @@ def encode(
             raise LabkitError(f"y: {continuous}")
         raise LabkitError(f"y: {', '.join(rare)}; expected 3 rows of a class, one for each split")
     indices = np.full(len(y), -1)
-    indices[~absent] = labels
+    indices[used] = labels
     return indices, tuple(classes)
 
 

@@ -25,25 +25,18 @@ TEXTS = (".csv", ".tsv", ".tab", ".txt", ".dat", ".data")
 TABLES = (*TEXTS, *(f"{kind}.gz" for kind in TEXTS), ".parquet")
 # What pandas reads, and labkit does not.
 ELSEWHERE = {
-    ".xlsx": "read_excel", ".xls": "read_excel", ".ods": "read_excel", ".feather": "read_feather",
-    ".json": "read_json", ".jsonl": "read_json", ".dta": "read_stata", ".sas7bdat": "read_sas",
-    ".sav": "read_spss", ".orc": "read_orc", ".html": "read_html", ".xml": "read_xml",
+    ".xlsx": "read_excel", ".xls": "read_excel", ".ods": "read_excel", ".json": "read_json",
+    ".feather": "read_feather", ".dta": "read_stata", ".sas7bdat": "read_sas", ".sav": "read_spss",
 }  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
 def load_data(
-    name: str | Path,
-    *,
-    path: str | Path | None = None,
-    label: str | int = "label",
-    drop: Sequence[str] = (),
-    separator: str | None = None,
-    encoding: str | None = None,
-    missing: Missing = "error",
-    categories: Categories = "onehot",
-) -> Dataset:
+    name: str | Path, *, path: str | Path | None = None, label: str | int = "label",
+    drop: Sequence[str] = (), separator: str | None = None, encoding: str | None = None,
+    missing: Missing = "error", categories: Categories = "onehot",
+) -> Dataset:  # fmt: skip
     """Returns a data set, and logs in one line what was decided of a file.
 
     Args:
@@ -56,11 +49,11 @@ def load_data(
             called without arguments).
         path: For `"jsc"`: the public HDF5 file to read in place of the embedded jets.
         label: The column of a table with the labels, by its name or place (-1 is the last); every
-            other one is a feature. For NPZ the array with them, the one other array being the
-            features, unless it holds `x_train`, `y_train`, `x_test` and `y_test`, as MNIST does.
+            other one is a feature. For NPZ the array with them, beside one with the features,
+            unless it holds `x_train`, `y_train`, `x_test` and `y_test`, as MNIST's does.
         drop: Columns of a table that are no features.
         separator: Of a table's columns, such as `";"`; by default what its first lines show.
-        encoding: Of a table's text; by default UTF-8, or what its first bytes say.
+        encoding: Of a table; by default UTF-8, or what its first bytes say.
         missing, categories: For tables, as in `Dataset.from_arrays`.
 
     Raises:

@@ -67,7 +67,7 @@ IMAGES = np.random.default_rng(0).normal(size=(N, 8, 8))
     [
         ((IMAGES, Y), r"got shape \(60, 8, 8\); write x\[:, None\] for images of one channel"),
         ((IMAGES[..., None], Y), r"channels of shape .* are last; write x.transpose\(0, 3, 1, 2\)"),
-        ((np.where(IMAGES > 2, np.nan, IMAGES)[:, None], Y), "x: missing values in 'images'"),
+        ((np.where(IMAGES > 2, np.nan, IMAGES)[:, None], Y), "x: pixels are missing or infinite"),
         ((X, np.eye(3)[Y]), r"got shape \(60, 3\); write y.argmax\(1\) if it is one-hot"),
         ((X[:, 0], Y), "x: expected .rows, features. .*got shape"),
         ((pd.DataFrame(X),), "y: expected labels, since x, a DataFrame, is no scikit-learn Bunch"),
@@ -138,7 +138,7 @@ def test_the_card_has_counts_chance_level_ranges_and_what_was_done() -> None:
     card = Dataset.from_arrays(table, y, name="people").describe()
     assert card.splitlines() == [
         "Dataset(people: 160 training, 20 validation and 20 test rows of shape (3,), 2 classes); "
-        "for one class alone, accuracy is 0.750 at best",
+        "chance level 0.750, by one class for all",
         "class: training + validation + test rows",
         "  often: 120 + 15 + 15",
         "  seldom: 40 + 5 + 5",

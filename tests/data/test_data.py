@@ -215,8 +215,8 @@ def poisoned(table: Table, value: float) -> Table:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda t: poisoned(t, np.nan), {}, r"missing values in 'c1_b2_mmdt' \(2\), .* row 7"),
-        (lambda t: poisoned(t, np.inf), {}, r"infinite values in 'c1_b2_mmdt' \(2\), .* row 7"),
+        (lambda t: poisoned(t, np.nan), {}, r"missing values in \{'c1_b2_mmdt': 2\}"),
+        (lambda t: poisoned(t, np.inf), {}, r"infinite values in \{'c1_b2_mmdt': 2\}"),
         (lambda t: (t[0], t[1] * 0), {}, "at least two classes, got 1"),
         (lambda t: (t[0], (t[1] == 0) * np.arange(300)), {}, "labels, but they look continuous"),
         (lambda t: (t[0], np.minimum(np.arange(300), 1)), {}, "class '0' has 1 rows; expected 3"),
@@ -355,7 +355,7 @@ LABELS = np.arange(30) % 3
         (grid().astype("datetime64[s]"), "x: expected numbers, got values of type datetime64"),
         (grid().astype(str), "x: expected numbers, got values of type <U"),
         (grid()[:, :0], r"x: expected \[rows, features\] .*got shape \(30, 0\)"),
-        (pd.DataFrame(grid()).astype("Int64").replace(3, pd.NA), r"'x1' \(5\)"),
+        (pd.DataFrame(grid()).astype("Int64").replace(3, pd.NA), "'x1': 5"),
         (np.where(grid() == 3, None, grid()), "missing values in"),
     ],
 )
