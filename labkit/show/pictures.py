@@ -7,10 +7,12 @@ serves the process, and ends when nothing was drawn for a while. It asks no netw
 import asyncio
 import atexit
 import base64
-import contextlib
+import functools
 import os
+import queue
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from labkit.checks import as_path
 from labkit.errors import LabkitError, in_words
 
 IDLE = 20.0  # seconds after which Chromium ends
-LIMIT = 60.0  # seconds that it may take
+LIMIT = 60.0  # seconds that a picture may take
 SCALE = 1.5  # pixels of a picture for each of the figure's
 
 
@@ -33,7 +35,7 @@ def picture(figure: go.Figure | dict[str, Any], kind: str = "png") -> bytes:
         LabkitError: There is no Chromium or Chrome, or it fails.
     """
     options = {"format": kind, "scale": SCALE if kind == "png" else 1}
-    return _chromium.ask(lambda browser: browser.calc_fig(figure, opts=options))
+    return _answer(lambda browser: browser.calc_fig(figure, opts=options))
 
 
 def save_image(figure: go.Figure, path: str | Path) -> None:
@@ -61,86 +63,67 @@ def printed(page: str) -> bytes:
         tab = await browser.create_tab("about:blank")
         shown = {"frameId": tab.target_id, "html": page}
         decoded = "Promise.all([...document.images].map(image => image.decode()))"
-        paper = {"preferCSSPageSize": True, "printBackground": True}
         await tab.send_command("Page.setDocumentContent", shown)
         await tab.send_command("Runtime.evaluate", {"expression": decoded, "awaitPromise": True})
-        answer = await tab.send_command("Page.printToPDF", paper)
+        answer = await tab.send_command("Page.printToPDF", {"preferCSSPageSize": True})
         await browser.close_tab(tab)
         return base64.b64decode(answer["result"]["data"])
 
-    return _chromium.ask(ask)
+    return _answer(ask)
 
 
-class _Chromium:
-    """One browser, in a thread of its own; it starts when it is asked, and ends when it is idle."""
+Question = Callable[[Any], Awaitable[bytes]]  # what a coroutine makes of a browser
+_asked: queue.Queue[tuple[Question, Future[bytes]] | None] = queue.Queue()
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._browser: Any = None
-        self._turn, self._making = asyncio.Lock(), threading.Lock()
-        self._end_later: asyncio.TimerHandle | None = None
 
-    def ask(self, question: Callable[[Any], Awaitable[bytes]]) -> bytes:
-        """Returns what a coroutine makes of the browser."""
-        with self._making:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, daemon=True).start()
-                atexit.register(self._at_exit)
-        with in_words("images: Chromium draws them"):
-            return asyncio.run_coroutine_threadsafe(self._ask(question), self._loop).result()
+def _answer(question: Question) -> bytes:
+    _start()
+    answer: Future[bytes] = Future()
+    _asked.put((question, answer))
+    with in_words("images: Chromium draws them"):
+        return answer.result(LIMIT)
 
-    def _at_exit(self) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
 
-    async def _ask(self, question: Callable[[Any], Awaitable[bytes]]) -> bytes:
-        async with self._turn:
-            if self._end_later is not None:
-                self._end_later.cancel()
-            try:
-                return await asyncio.wait_for(self._answer(question), LIMIT)
-            except BaseException:
-                await self._close()  # the next one starts another
-                raise
-            finally:
-                loop = asyncio.get_running_loop()
-                self._end_later = loop.call_later(IDLE, lambda: loop.create_task(self._end()))
+@functools.cache
+def _start() -> None:
+    thread = threading.Thread(target=lambda: asyncio.run(_serve()), daemon=True)
+    thread.start()
+    atexit.register(lambda: (_asked.put(None), thread.join(5)))
 
-    async def _answer(self, question: Callable[[Any], Awaitable[bytes]]) -> bytes:
-        if self._browser is None:
+
+async def _serve() -> None:
+    """Answers one question after the other, by a Chromium that ends when it is idle."""
+    while asked := _asked.get():
+        question, answer = asked
+        try:
             import kaleido
 
-            self._browser = kaleido.Kaleido(mathjax=False)  # which the network would be asked for
-            await self._browser.open()
-        return await question(self._browser)
-
-    async def _end(self) -> None:
-        async with self._turn:
-            await self._close()
-
-    async def _close(self) -> None:
-        browser, self._browser = self._browser, None
-        if browser is not None:
-            await browser.close()
-
-
-_chromium = _Chromium()
+            async with kaleido.Kaleido(mathjax=False) as browser:  # else it would ask the network
+                while asked:
+                    question, answer = asked
+                    answer.set_result(await question(browser))
+                    asked = _asked.get(timeout=IDLE)
+            return
+        except queue.Empty:
+            pass
+        except Exception as error:  # the next question starts another
+            if not answer.done():
+                answer.set_exception(error)
 
 
 class PictureRenderer(MimetypeRenderer):
     """Gives a figure in a notebook a picture beside its data; without Chromium it has none."""
 
-    fails = False
+    fails = False  # in this process: it is not tried again at every cell
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         """Returns the picture, by its kind."""
-        try:
-            shown = {} if self.fails else {"image/png": picture(fig_dict)}
-        except LabkitError:
-            PictureRenderer.fails, shown = True, {}  # of this process: not tried at every cell
-        return {kind: base64.b64encode(drawn).decode() for kind, drawn in shown.items()}
+        if not self.fails:
+            try:
+                return {"image/png": base64.b64encode(picture(fig_dict)).decode()}
+            except LabkitError:
+                PictureRenderer.fails = True
+        return {}
 
 
 pio.renderers["picture"] = PictureRenderer()
