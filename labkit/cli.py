@@ -78,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     again.set_defaults(run=_replicate)
     _add_executors(again)
 
+    report = commands.add_parser("report", help="write up what a search found, to hand in")
+    report.add_argument("folder", type=Path, metavar="FOLDER")
+    report.add_argument("--format", choices=["html", "md", "pdf"], default="html", help="html")
+    report.add_argument("--seeds", type=_count, metavar="N", help="first replicate the front")
+    report.add_argument("--trust", action="store_true", help=trust)
+    report.set_defaults(run=_report, storage=None, executor=None)
+
     check = commands.add_parser("verify", help="train a network of the front again, and compare")
     check.add_argument("folder", type=Path, metavar="FOLDER")
     check.add_argument("--trial", type=int, metavar="N", help="by default the most accurate")
@@ -133,6 +140,17 @@ def _replicate(arguments: argparse.Namespace) -> int:
         results = search.replicate(arguments.seeds)
     print(results.best_markdown())
     return _ended(results)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from labkit.study.networks import read_results
+
+    if arguments.seeds is not None and (ended := _replicate(arguments)):
+        return ended
+    path = arguments.folder / f"report.{arguments.format}"
+    read_results(arguments.folder, trust=arguments.trust).report(path, trust=arguments.trust)
+    print(path)
+    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

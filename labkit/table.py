@@ -42,17 +42,29 @@ def html_table(table: pd.DataFrame, max_rows: int | None = None) -> str:
     # The name of the index goes into the corner: on its own it would take a line.
     corner = [table.index.name, *[None] * (table.columns.nlevels - 1)]
     table = table.set_axis(table.columns.set_names(corner), axis=1).rename_axis(index=None)
-    shown = table.apply(_column).rename(index=_words, columns=_words)
+    shown = _as_words(table)
     cut = len(table) > (max_rows or len(table))
     with pd.option_context("display.max_colwidth", None):
         text = shown.to_html(border=0, escape=False, max_rows=max_rows, show_dimensions=cut)
     return f'{STYLE}<div class="labkit" style="overflow-x: auto">{text}</div>'
 
 
+def markdown_table(table: pd.DataFrame) -> str:
+    """Returns a table for Markdown, in the same words."""
+    shown = _as_words(table.reset_index())
+    cells = shown.map(lambda words: words.replace("|", "&#124;"))
+    sides = ["left", *["right"] * (len(cells.columns) - 1)]
+    return cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
+
+
 def shortened(name: str, most: int = LONGEST) -> str:
     """Returns a name of at most so many letters: the middle of a longer one is left out."""
     kept = most - 1
     return name if len(name) <= most else f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
+
+
+def _as_words(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(_column).rename(index=_words, columns=_words)
 
 
 def _column(column: pd.Series) -> pd.Series:

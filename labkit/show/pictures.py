@@ -88,7 +88,8 @@ def _answer(question: Question) -> bytes:
 def _start() -> None:
     thread = threading.Thread(target=lambda: asyncio.run(_serve()), daemon=True)
     thread.start()
-    atexit.register(lambda: (_asked.put(None), thread.join(5)))
+    atexit.register(thread.join, 5)  # after the next line's: the last registered is called first
+    atexit.register(_asked.put, None)
 
 
 async def _serve() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -146,6 +148,13 @@ def load_best(
         )
     with names.opening(trust=trust):
         return _opened(folder, number, model)
+
+
+def read_results(folder: str | Path, *, trust: bool = False) -> Results:
+    """Returns the results of a folder, with its networks; see `load_best` for the arguments."""
+    folder = as_path("folder", folder)
+    opened = functools.partial(load_best, folder, trust=trust)
+    return replace(Results.from_study(open_study(folder)), folder=folder, open_network=opened)
 
 
 def _trained(folder: Path) -> dict[int, Metrics]:

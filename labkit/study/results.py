@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import html
 import itertools
+import pkgutil
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
 from torch import nn
 
+from labkit.checks import as_path
+from labkit.data import Dataset
 from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.study.front import Front
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
@@ -27,6 +31,7 @@ from labkit.transform import Plan
 
 # What the report's table shows of the software metrics; the files have all of them.
 REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
+WRITE_UP = "labkit.show.writeup:write_report"  # a package above this one draws it
 _RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")
 
 
@@ -58,6 +63,7 @@ class Results:
         interrupted: Whether the run that returned this was stopped before its end.
         open_network: Returns the trained network of a trial on the front; `None` where the
             results were read without the networks.
+        folder: Where the search left them, if anywhere.
     """
 
     records: Sequence[Trial]
@@ -65,6 +71,7 @@ class Results:
     added_replicates: Mapping[int, Sequence[Metrics | None]] = field(default_factory=dict)
     interrupted: bool = False
     open_network: Callable[[int], nn.Module] | None = None
+    folder: Path | None = None
 
     @classmethod
     def from_study(cls, study: optuna.Study) -> Results:
@@ -153,13 +160,24 @@ class Results:
         return {t.number: t.record.history for t in self.records if t.record.history}
 
     def best(self, metric: str = "accuracy") -> nn.Module:
-        """Returns the trained network of the front that is best by a metric, in evaluation mode.
+        """Returns the trained network of `best_trial`, in evaluation mode.
+
+        Raises:
+            LabkitError: As there; or the results were read without networks.
+        """
+        number = self.best_trial(metric)
+        if self.open_network is None:
+            raise LabkitError("results: they were read without networks; use labkit.load_best")
+        return self.open_network(number)
+
+    def best_trial(self, metric: str = "accuracy") -> int:
+        """Returns the trial whose network is, of those on the front, best by a metric.
 
         Args:
             metric: One that was measured. What is not an objective is taken to be maximised.
 
         Raises:
-            LabkitError: Nothing measured the metric, no trial finished, or there are no networks.
+            LabkitError: Nothing measured the metric, or no trial finished.
         """
         front = self.front
         if front.empty:
@@ -167,11 +185,9 @@ class Results:
         if metric not in front.select_dtypes("number"):
             known = list(dict.fromkeys([*self.objectives, *self.records[-1].record.metrics]))
             raise LabkitError(f"metric: nothing measured {metric!r}; {did_you_mean(metric, known)}")
-        if self.open_network is None:
-            raise LabkitError("results: they were read without networks; use labkit.load_best")
         sign = -1 if self.objectives.get(metric) == "minimize" else 1
         ranked = (sign * front[metric]).sort_values(ascending=False, kind="stable")
-        return self.open_network(ranked.index[0])
+        return int(ranked.index[0])
 
     @functools.cached_property
     def best_trials(self) -> pd.DataFrame:
@@ -223,7 +239,27 @@ class Results:
             table[column] = table[column].map(
                 lambda metrics: {n: round(v, 3) for n, v in metrics.items() if n in shown}
             )
-        return table.map(_as_markdown).to_markdown()
+        return table.map(as_markdown).to_markdown()
+
+    def report(self, path: str | Path, *, data: Dataset | None = None, trust: bool = False) -> None:
+        """Writes a lab write-up; see `labkit.show.writeup`.
+
+        Args:
+            path: Where, by the name's ending as a page (`.html`), Markdown (`.md`) or `.pdf`.
+            data: The data set, where the search was given one: for the accuracy on the test split.
+            trust: Whether to run the code that the folder names as the data set.
+
+        Raises:
+            LabkitError: The search has no folder, or the file is not one of labkit's to write.
+
+        Example:
+            >>> results = search("configs/jsc_toy.toml", folder="results/first")
+            >>> results.report("results/first/report.html")
+        """
+        if self.folder is None:
+            raise LabkitError("report: it tells what a folder records; search with folder=")
+        write_report = pkgutil.resolve_name(WRITE_UP)
+        write_report(self, self.folder, as_path("path", path), data=data, trust=trust)
 
     def counts(self) -> str:
         """Returns how many trials there were, and what became of them, in words."""
@@ -238,7 +274,7 @@ class Results:
         return f"<p>{self.counts()}</p>{html_table(self.front_table(), ROWS)}"
 
 
-def _as_markdown(cell: object) -> object:
+def as_markdown(cell: object) -> Any:
     """Returns a cell whose names, which may be anyone's, are text and no markup."""
     if not isinstance(cell, str | dict):
         return cell

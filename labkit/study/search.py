@@ -180,7 +180,7 @@ class Search:
         """Returns the results so far; from any thread."""
         return Results(
             list(self.store.trials), self.store.description, dict(self.store.added_replicates),
-            interrupted, self._networks.open,
+            interrupted, self._networks.open, self.folder,
         )  # fmt: skip
 
     def replicate(self, seeds: int, *, progress: bool = True) -> Results:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from labkit.study.fingerprint import Identity
 from labkit.study.record import Direction, Failure, FailureKind, Record, Source, Trial
 from labkit.study.results import Results
 from labkit.study.studies import Description
@@ -39,4 +40,4 @@ def study(
         started = ended
     about = {"model": "toy", "dataset": "blobs", "seed": 1, "convention": "reference",
              "original": trials[0][0] if trials else {}, **about}  # fmt: skip
-    return Results(records, Description({}, dict(objectives), dict(objectives), about))
+    return Results(records, Description(Identity(), dict(objectives), dict(objectives), about))

@@ -1,0 +1,60 @@
+"""The accuracy of one network on the test split: measured once, and kept in the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import FiniteFloat
+
+from labkit.checks import Table, checked, readable
+from labkit.data import Dataset, load_data
+from labkit.errors import LabkitError
+from labkit.study.config import load_config
+from labkit.study.files import write
+from labkit.study.results import Results
+from labkit.training import evaluate
+
+FILE = "test.json"
+
+
+class Heldout(Table):
+    """What the test split was opened for.
+
+    Attributes:
+        trial: Of the network.
+        accuracy: On the test split, by the weights of the first seed.
+        rows: Split → how many rows it has.
+    """
+
+    trial: int
+    accuracy: FiniteFloat
+    rows: dict[str, int]
+
+
+def measure_once(results: Results, folder: Path, data: Dataset | None = None) -> Heldout:
+    """Returns the test accuracy of the network of the front with the best validation accuracy.
+
+    It is measured the first time and read from then on, also where another network has become the
+    best: who measures until they like the number has trained on the test split.
+
+    Args:
+        results: Of the search, with its networks.
+        folder: Its results folder.
+        data: The data set, where the search was given one.
+
+    Raises:
+        LabkitError: The data are not there, or not those of the search; or no network is.
+    """
+    if (file := folder / FILE).exists():
+        return checked(Heldout, readable("folder", file).read_bytes(), file.name)
+    if data is None:
+        config = load_config(folder / "config.toml")
+        data = load_data(config.dataset, label=config.label)
+    if data.fingerprint() != results.description.identity.data:
+        raise LabkitError(f"data: {data.name!r} is not what was searched with")
+    accuracy = evaluate(results.best().to(data.x_test.device), *data.split("test"))["accuracy"]
+    rows = {"training": data.x_train, "validation": data.x_val, "test": data.x_test}
+    sizes = {split: len(x) for split, x in rows.items()}
+    measured = Heldout(trial=results.best_trial(), accuracy=accuracy, rows=sizes)
+    write(file, measured.model_dump_json(indent=2) + "\n")
+    return measured
