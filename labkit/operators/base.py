@@ -22,7 +22,7 @@ from labkit.operators import layout as lay
 from labkit.operators.building import StackBuilder, Stacked
 from labkit.operators.layout import Layout
 from labkit.operators.nodes import Path, argument, describe, module_of
-from labkit.operators.weights import IN, OUT, Axis, carried, in_place_of, resized
+from labkit.operators.weights import IN, OUT, Axis, carried, in_place_of, resized, set_width
 
 # What a tensor's axes are made of; of several tensors, a tuple of these.
 Axes = list[Layout]
@@ -199,8 +199,7 @@ class Operator:
             )  # fmt: skip
             setattr(module, name, in_place_of(tensor, new))
         for name, axis in self.attributes.items():
-            width = len(outputs if axis is OUT else inputs)
-            setattr(module, name, (width,) if isinstance(getattr(module, name), tuple) else width)
+            set_width(module, name, len(outputs if axis is OUT else inputs))
 
     def n_parameters(self, module: nn.Module, n_in: int, n_out: int) -> int:
         """Returns how many parameters a layer has with other widths."""
@@ -349,6 +348,11 @@ def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator
     if kind is None or type(called).forward is not kind.forward or "forward" in vars(called):
         return None
     return _modules[kind].variant(called)
+
+
+def inherited(module: nn.Module) -> Operator:
+    """Returns the operator of the class that a module inherits from, whatever its own code does."""
+    return next((_modules[kind] for kind in type(module).__mro__ if kind in _modules), Operator())
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:

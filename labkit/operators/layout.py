@@ -13,7 +13,7 @@ in two. What cannot be expressed is fixed, so that no width is ever wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -93,18 +93,38 @@ def expand(layout: Iterable[Term]) -> Layout:
     """Returns the layout in terms of variables that are not defined by others."""
     terms: list[Term] = []
     for term in layout:
-        var = term.var
-        if var.factors and var.equals is None and not all(map(free, var.factors)):
-            var.equals = product(*var.factors)
-        if var.equals is None:
+        if (definition := _definition(term.var)) is None:
             terms.append(term)
-        else:
-            var.equals = expand(var.equals)  # chains of definitions are followed once
-            terms += (
-                Term(part.var, part.inner * term.inner, part.ordered and term.ordered)
-                for part in var.equals
-            )
+            continue
+        flat: list[Term] = []
+        rest = [*reversed(definition)]
+        while rest:  # a loop, as definitions can be thousands deep
+            part = rest.pop()
+            if (inner := _definition(part.var)) is None:
+                flat.append(part)
+            else:
+                rest += _within(part, reversed(inner))
+        term.var.equals = tuple(flat)  # chains of definitions are followed once
+        terms += _within(term, flat)
     return tuple(terms)
+
+
+def _definition(var: Var) -> Layout | None:
+    if var.factors and var.equals is None and not all(map(free, var.factors)):
+        var.equals = product(*var.factors)
+    chain = [var]
+    while len(parts := chain[-1].equals or ()) == 1:
+        chain.append(parts[0].var)
+    for each in reversed(chain[:-2]):
+        [part] = each.equals or ()
+        each.equals = tuple(_within(part, part.var.equals or ()))
+    return var.equals
+
+
+def _within(term: Term, parts: Iterable[Term]) -> Iterator[Term]:
+    """Yields what a term is made of, as blocks like its own."""
+    for part in parts:
+        yield Term(part.var, part.inner * term.inner, part.ordered and term.ordered)
 
 
 def variables(layout: Layout) -> set[Var]:
@@ -182,7 +202,7 @@ def _equate_products(s: Term, t: Term) -> None:
 def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
     """Cuts an axis into consecutive parts."""
     parts: list[Layout] = []
-    rest, cut = list(expand(layout)), []
+    rest = list(expand(layout))
     for wanted in sizes:
         part: list[Term] = []
         missing = wanted
@@ -190,14 +210,11 @@ def split(layout: Layout, sizes: Sequence[int]) -> list[Layout]:
             rest[:1] = expand(rest[:1])
             term = rest[0]
             if term.size > missing:
-                cut.append(term)
                 rest[:1] = _cut(term, missing)
                 continue
             part.append(rest.pop(0))
             missing -= term.size
         parts.append(tuple(part))
-    for term in reversed(cut):  # each is made of the next: thousands would be too deep at once
-        expand((term,))
     return [expand(part) for part in parts]
 
 

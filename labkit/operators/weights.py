@@ -37,34 +37,48 @@ def carried(
     if tensor.is_meta:
         n_in, n_out = len(inputs), len(outputs)
         return tensor.new_empty(resized(tensor.shape, axes, n_in, n_out, groups))
-    spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
-    share = 1 / inputs.bincount()[inputs].to(tensor.dtype)
+    share = (1 / inputs.bincount()[inputs].to(tensor.dtype)).chunk(groups)
+    read, wrote = inputs.chunk(groups), outputs.chunk(groups)
     written = OUT if OUT in axes else EACH
+    copies = _copied(outputs if written is OUT else inputs).chunk(groups)
     blocks = []
     for block in range(groups):
         part, copied = tensor, torch.zeros((), dtype=torch.bool)
         for dim, axis in enumerate(axes):
             if axis is None:
                 continue
-            chosen = outputs if axis is OUT else inputs
-            places = chosen.chunk(groups)[block]
-            part = part.index_select(dim, places % tensor.shape[dim] if dim else places)
+            places = (wrote if axis is OUT else read)[block]
+            part = _selected(part, dim, places % tensor.shape[dim] if dim else places)
             along = [-1 if i == dim else 1 for i in range(tensor.ndim)]
             if axis is IN:
-                part.mul_(share.chunk(groups)[block].view(along))  # it was made just now
+                part.mul_(share[block].view(along))  # it was made just now
             if axis is written:
-                copied = _copied(chosen).chunk(groups)[block].view(along)
+                copied = copies[block].view(along)
         if noise:
+            spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
             part = part + noise * spread * torch.randn_like(part) * copied
         blocks.append(part)
     joined = torch.cat(blocks) if groups > 1 else blocks[0]
     return joined.contiguous(memory_format=layout_of(tensor))
 
 
+def _selected(tensor: Tensor, dim: int, places: Tensor) -> Tensor:
+    """Returns entries along an axis: as a rule few runs, which are copied several times faster."""
+    runs = places.tensor_split((places.diff().cpu() != 1).nonzero().flatten() + 1)
+    if len(runs) > 8:
+        return tensor.index_select(dim, places)
+    return torch.cat([tensor.narrow(dim, int(run[0]), len(run)) for run in runs], dim)
+
+
 def in_place_of(old: Tensor, new: Tensor) -> Tensor:
     """Returns a tensor as a parameter where the one that it replaces is."""
     is_parameter = isinstance(old, nn.Parameter)
     return nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new
+
+
+def set_width(module: nn.Module, name: str, width: int) -> None:
+    """Gives a module the width that it has as an attribute, by itself or in a tuple."""
+    setattr(module, name, (width,) if isinstance(getattr(module, name), tuple) else width)
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:

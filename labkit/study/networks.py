@@ -100,7 +100,8 @@ class FrontNetworks:
         plan, weights = self._in_memory[number]
         network = apply(self._model, plan, channels=self._channels, seed=0)
         network.load_state_dict(weights)
-        return network.eval()
+        network.eval()
+        return network
 
 
 def saved_networks(folder: Path, suffix: str = "safetensors") -> set[int]:
@@ -224,4 +225,5 @@ def _opened(folder: Path, number: int, model: nn.Module | None) -> nn.Module:
     example = torch.zeros(1, *chosen.input_shape)
     network = apply(model, Plan(tuple(chosen.plan.items())), example_input=example, seed=0)
     load_weights(network, folder / "best" / f"trial_{number}.safetensors")
-    return network.eval()
+    network.eval()  # which returns nothing where its own `train` does
+    return network

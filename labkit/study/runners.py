@@ -316,7 +316,8 @@ class LatencySettings(RunnerSettings):
 @torch.no_grad()
 def latency(candidate: CandidateNetwork, settings: LatencySettings) -> Metrics:
     """Returns latency: the median time of a forward pass, in milliseconds, as measured here."""
-    model, x = candidate.model.eval(), candidate.data.x_val[: settings.batch_size]
+    model, x = candidate.model, candidate.data.x_val[: settings.batch_size]
+    model.eval()
     times = []
     for _ in range(settings.repeats // 10 + settings.repeats):
         start = time.perf_counter()

@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
-from torch.fx import GraphModule
 
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
-from labkit.operators import scalable_modules
 from labkit.study.space import SearchSpaceBase, register_space
-from labkit.transform import ChannelGroup, Plan, find_layer, layer_nodes, resolution_of
+from labkit.transform import ChannelGroup, Plan, resolution_of
 from labkit.transform.graph import operator_name
 from labkit.transform.plan import REQUEST_KEYS, SIDES
 
@@ -35,10 +33,9 @@ class _LayerSpace(SearchSpaceBase):
     ) -> dict[str, list[Any]]:
         options = {key: _check_options(f"{SEED}.{key}", entry) for key, entry in seed.items()}
         default, by_type = _default(options), _by_type(setup)
-        layers = self.channels.layers
-        scalable = [name for name, module in layers.items() if isinstance(module, self.kinds)]
+        layers, scalable = self.channels.layers, self.channels.scalable(self.kinds)
         if by_type:
-            _check_operators(options, self.kinds, layers.values())
+            _check_operators(options, [layers[name] for name in scalable])
             chosen = {name: options.get(operator_name(layers[name]), default) for name in scalable}
         else:
             chosen = dict.fromkeys(scalable, default)
@@ -46,7 +43,7 @@ class _LayerSpace(SearchSpaceBase):
         chosen = {name: own for name, own in chosen.items() if not self._meets_unknown(name)}
         if not by_type:
             for key, named in options.items():
-                chosen[find_layer(self.channels.traced, key).name] = named
+                chosen[self.channels.find(key)] = named
         choices = {
             f"{layer}/config/{option}": values
             for layer, request in chosen.items()
@@ -112,16 +109,16 @@ class ChannelMultiplierSpace(SearchSpaceBase):
         chosen = dict.fromkeys((group.name for group in self.channels.free), default)
         layers = self.channels.layers
         if by_type:
-            _check_operators(lists, scalable_modules(), layers.values())
+            _check_operators(lists, [layers[name] for name in self.channels.scalable(None)])
         # Patterns first: a full name has the last word.
         for key in sorted(lists, key=lambda key: not _is_pattern(key)):
             groups = [
                 group.name
                 for group in self.channels.free
                 if (
-                    operator_name(layers[group.writers[0]]) == key
+                    any(operator_name(layers[writer]) == key for writer in group.writers[:1])
                     if by_type
-                    else _names(key, group, self.channels.traced)
+                    else _names(key, group, self.channels.paths)
                 )
             ]
             if not groups and not by_type:
@@ -161,10 +158,8 @@ def _default(options: dict[str, Options]) -> Options:
     return options.pop("default")
 
 
-def _check_operators(
-    keys: Iterable[str], kinds: tuple[type[nn.Module], ...], modules: Iterable[nn.Module]
-) -> None:
-    known = {operator_name(module) for module in modules if isinstance(module, kinds)}
+def _check_operators(keys: Iterable[str], modules: Iterable[nn.Module]) -> None:
+    known = {operator_name(module) for module in modules}
     for key in keys:
         if key not in known:
             raise LabkitError(f"{SEED}.{key}: no such operator; {did_you_mean(key, known)}")
@@ -174,9 +169,8 @@ def _is_pattern(key: str) -> bool:
     return any(character in key for character in "*?")
 
 
-def _names(key: str, group: ChannelGroup, traced: GraphModule) -> bool:
+def _names(key: str, group: ChannelGroup, paths: Mapping[str, str]) -> bool:
     """Whether a key means a group: by the name of it, or by that or the path of a layer."""
-    paths = {node.name: str(node.target) for node, _ in layer_nodes(traced)}
     names = [group.name, *group.writers, *(paths[writer] for writer in group.writers)]
     return key in names or (_is_pattern(key) and any(fnmatch.fnmatchcase(n, key) for n in names))
 

@@ -196,7 +196,8 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
     rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
     try:
         with torch.no_grad(), in_words(f"model: it does not take {rows}"):
-            logits = model.eval()(row)
+            model.eval()
+            logits = model(row)
     finally:
         model.train(was_training)
     expected = (1, len(data.classes))

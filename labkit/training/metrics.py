@@ -56,7 +56,8 @@ def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Metrics:
         x: `[rows, …]`.
         y: int64 `[rows]`.
     """
-    [metrics] = by_network(scores(logits_of(model.eval(), x), y))
+    model.eval()
+    [metrics] = by_network(scores(logits_of(model, x), y))
     return metrics
 
 

@@ -18,7 +18,6 @@ from labkit.transform.cost import LayerCost as LayerCost
 from labkit.transform.cost import cost_of as cost_of
 from labkit.transform.cost import output_shapes as output_shapes
 from labkit.transform.cost import total_cost as total_cost
-from labkit.transform.graph import find_layer as find_layer
 from labkit.transform.graph import layer_nodes as layer_nodes
 from labkit.transform.graph import trace as trace
 from labkit.transform.groups import ChannelGroup as ChannelGroup

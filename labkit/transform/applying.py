@@ -276,10 +276,10 @@ def _info(
         return "; ".join(dict.fromkeys(filter(None, decisions))) or None
 
     layers = {}
-    for node, module in channels.calls.values():
-        if node.name in channels.inputs:
-            before, after = channels.inputs[node.name], channels.outputs[node.name]
-            layers[node.name] = {
+    for name, module in channels.layers.items():
+        if name in channels.inputs:
+            before, after = channels.inputs[name], channels.outputs[name]
+            layers[name] = {
                 "type": type(module).__name__,
                 "in": before.width,
                 "new_in": before.width_in(widths),

@@ -8,6 +8,7 @@ may be made of several groups, one after the other, as behind a concatenation.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,9 +17,10 @@ import pandas as pd
 from torch import nn
 
 from labkit.operators import layout as lay
-from labkit.operators.base import operator_of
+from labkit.operators.base import inherited, operator_of
 from labkit.operators.layout import Layout, Var
 from labkit.operators.nodes import describe
+from labkit.operators.weights import IN, OUT
 from labkit.table import Table
 from labkit.transform.graph import (
     Example,
@@ -50,7 +52,7 @@ def find_channels(model: nn.Module | Channels, example_input: Example | None = N
     if example_input is None:
         example_input = example_input_for(model)
     walk = walked(*graphs_of(model, example_input))
-    return _channels(walk, example_input, sum(p.numel() for p in model.parameters()))
+    return _channels(walk, example_input, model)
 
 
 def channel_groups(
@@ -105,12 +107,42 @@ def _layers(walk: Walk) -> Iterator[_Layer]:
             yield _Layer(node.name, weighted, *channels)
 
 
+def _in_code(walk: Walk, model: nn.Module) -> Iterator[tuple[_Layer, str, nn.Module]]:
+    """Yields modules with whose weights code multiplies that is not a layer's, with their paths.
+
+    A weight that is not called so has a path of its own.
+    """
+    products = {
+        str(operand.target): dim
+        for call in walk.calls
+        for each in call.sums
+        for operand, dim in each.operands
+    }
+    taken = {call.node.name for call in walk.calls}
+    for module_path, module in model.named_modules():
+        operator = inherited(module)
+        known = operator.tensors if operator.scalable else {}
+        for name, weight in module.named_parameters(recurse=False):
+            full = f"{module_path}.{name}"
+            if module_path in ("", *walk.sides) or full not in walk.tensors:
+                continue
+            dims = range(min(weight.ndim, 2)) if full in products else ()
+            by_product = [IN if dim == products[full] else OUT for dim in dims]
+            axes = map(lay.expand, walk.tensors[full])
+            sides = dict(zip(known.get(name, by_product), axes))
+            path = module_path if name == "weight" else full
+            fx_name = re.sub(r"^(?=\d)|\.", "_", path)
+            if {IN, OUT} <= sides.keys() and fx_name not in taken:
+                yield _Layer(fx_name, True, sides[IN], sides[OUT]), path, module
+
+
 class _Sides:
     """Axes as sides: each variable of a walk becomes a group, once."""
 
     def __init__(self, layers: Sequence[_Layer]):
         self.layers = layers
         self.groups: dict[Var, ChannelGroup] = {}
+        self.names: dict[str, int] = {}  # of groups → how many have it
 
     def of(self, layout: Layout) -> Side:
         parts: list[Part] = []
@@ -119,7 +151,10 @@ class _Sides:
             heads, block = term.var.factors or ((replace(term, inner=1),), None)
             for head in lay.expand(heads):
                 if head.var not in self.groups:
-                    self.groups[head.var] = _group(head.var, self.layers, layout)
+                    own = _group(head.var, self.layers, layout)
+                    self.names[own.name] = n = self.names.get(own.name, 0) + 1
+                    name = own.name if n == 1 else f"{own.name} {n}"
+                    self.groups[head.var] = replace(own, name=name)
                 group, side = self.groups[head.var], None
                 if block is not None:
                     side = Side(self.of(block).parts * head.inner)
@@ -149,8 +184,9 @@ class _Sides:
                     yield found or Mixing(describe(call.node), side, averages=False)
 
 
-def _channels(walk: Walk, example_input: Example, n_parameters: int) -> Channels:
-    layers = list(_layers(walk))
+def _channels(walk: Walk, example_input: Example, model: nn.Module) -> Channels:
+    in_code = list(_in_code(walk, model))
+    layers = [*_layers(walk), *(layer for layer, *_ in in_code)]
     in_layers = set().union(*(lay.variables(side) for layer in layers for side in layer[2:]))
     for axis in all_axes(walk.tensors.values()):
         if not lay.variables(axis) <= in_layers:
@@ -188,8 +224,9 @@ def _channels(walk: Walk, example_input: Example, n_parameters: int) -> Channels
         sums=tuple(sums.values()),
         sizes=tuple(sizes),
         tensors={path: sides.sizes(axes) for path, axes in walk.tensors.items()},
+        in_code={layer.name: (path, module) for layer, path, module in in_code},
         only_code=walk.only_code,
-        n_parameters=n_parameters,
+        n_parameters=sum(p.numel() for p in model.parameters()),
     )
 
 

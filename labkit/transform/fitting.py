@@ -16,8 +16,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from labkit.errors import LabkitError
+from labkit.operators.base import inherited
 from labkit.operators.nodes import Option, argument_at, as_tuple, called, describe, is_shape
-from labkit.operators.weights import in_place_of
+from labkit.operators.weights import in_place_of, set_width
 from labkit.transform.copying import assembled
 from labkit.transform.graph import trace
 from labkit.transform.groups import Channels, Copies, Literal, Side, Sizes, size_in
@@ -38,6 +39,11 @@ def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn
             if isinstance(axis, Side):
                 new = new.index_select(dim, axis.positions(chosen).to(new.device))
     setattr(owner, name, in_place_of(tensor, new))
+    operator = inherited(owner)
+    kinds = operator.tensors.get(name, ())
+    for key, kind in operator.attributes.items():
+        if kind in kinds and isinstance(axes[dim := kinds.index(kind)], Side):
+            set_width(owner, key, new.shape[dim])
     return owner
 
 
@@ -72,14 +78,13 @@ def fitted_to(
     Raises:
         LabkitError: The code does not work with these widths.
     """
+    _set_options(model, channels, widths)
     known = _fitting.setdefault(channels, set())
     if (plan := tuple(widths.items())) in known:  # with another seed
         return model, []
     found = _Comparison(model, channels, widths)
     if not found.wrong and not found.reasons:
         known.add(plan)
-    if found.wrong and _set_options(model, channels, widths):
-        found = _Comparison(model, channels, widths)
     if not found.wrong:
         return model, found.reasons
     if channels.only_code is not None or not channels.literals:
@@ -180,8 +185,8 @@ def _leaves(node: Node) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     yield from walk({"args": node.args, "kwargs": node.kwargs}, ())
 
 
-def _set_options(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> bool:
-    """Gives modules the numbers that their code reads off them; returns whether there are any."""
+def _set_options(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> None:
+    """Gives modules the numbers that their code reads off them."""
     wanted = [(option, side.width_in(widths)) for option, side in channels.options]
     for literal in channels.literals:
         nodes = channels.graphs[literal.graph].graph.nodes
@@ -194,7 +199,6 @@ def _set_options(model: nn.Module, channels: Channels, widths: Mapping[str, int]
         if option.index is not None:
             new = _replaced(getattr(module, option.key), (option.index,), value)
         setattr(module, option.key, new)
-    return bool(wanted)
 
 
 def _same(given: Any, wanted: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tracing a network with torch.fx, and finding its layers by node name or module path."""
+"""Tracing a network with torch.fx."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node, _symbolic_trace
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import is_lazy
 
-from labkit.errors import LabkitError, did_you_mean
+from labkit.errors import LabkitError
 from labkit.operators import layout as lay
 from labkit.operators.base import operator_of, scalable_modules
 from labkit.operators.nodes import describe, module_of
@@ -119,7 +119,8 @@ def _trace(
     through: bool,
 ) -> GraphModule:
     with _tracing:
-        shadow = copied(model, copy_of).train(training)
+        shadow = copied(model, copy_of)
+        shadow.train(training)  # the user's own may return nothing
         tracer = Tracer(None if example_input is None else _batches(example_input, model))
         # What torch.fx.wrap was told of, such as stochastic depth, is traced into, too.
         with mock.patch.dict(_symbolic_trace._wrapped_fns_to_patch, clear=through):
@@ -134,7 +135,8 @@ def takes_more(model: nn.Module, example_input: Example) -> bool:
     """Returns whether a network takes batches of another size than that of the graph."""
     try:
         with torch.no_grad():
-            copied(model, torch.clone).eval()(*_batches(example_input, model)[1])
+            (shadow := copied(model, torch.clone)).eval()
+            shadow(*_batches(example_input, model)[1])
     except Exception:  # whatever the user's own code raises
         return False
     return True
@@ -205,21 +207,6 @@ def layer_nodes(traced: GraphModule) -> Iterator[tuple[Node, nn.Module]]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             yield node, traced.get_submodule(str(node.target))
-
-
-def find_layer(traced: GraphModule, name: str) -> Node:
-    """Returns the node of a layer given its fx name (`seq_blocks_2`) or path (`seq_blocks.2`).
-
-    Raises:
-        LabkitError: No layer has that name; the message names the closest one.
-    """
-    nodes = [node for node in traced.graph.nodes if node.op == "call_module"]
-    for node in nodes:
-        if name in (node.name, node.target):
-            return node
-    raise LabkitError(
-        f"{name}: no such layer in the network; {did_you_mean(name, [n.name for n in nodes])}"
-    )
 
 
 def operator_name(module: nn.Module) -> str:

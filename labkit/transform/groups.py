@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from labkit.operators.base import operator_of
+from labkit.errors import LabkitError, did_you_mean
+from labkit.operators.base import operator_of, scalable_modules
 from labkit.operators.nodes import Option
 from labkit.transform.graph import Example, layer_nodes
 
@@ -197,6 +198,8 @@ class Channels:
         sizes: For each graph, fx name of each node that is a tensor → the size of each of its axes,
             for two rows: a side where it follows some width.
         tensors: The same of the parameters and buffers that the code uses by itself, by path.
+        in_code: Fx name of each module with whose weights code multiplies that is not a layer's →
+            its path, and the module.
         only_code: Why no graph can stand for the network's code, or `None`.
         n_parameters: All parameters of the network; one that several layers share counts once.
     """
@@ -212,6 +215,7 @@ class Channels:
     sums: tuple[Sum, ...]
     sizes: tuple[Mapping[str, Sizes], ...]
     tensors: Mapping[str, Sizes]
+    in_code: Mapping[str, tuple[str, nn.Module]]
     only_code: str | None
     n_parameters: int
 
@@ -243,8 +247,34 @@ class Channels:
 
     @functools.cached_property
     def layers(self) -> dict[str, nn.Module]:
-        """Fx name of a call of a module → the module, in graph order."""
-        return {name: module for name, (_, module) in self.calls.items()}
+        """Fx name of a call of a module → the module, in graph order; then those of `in_code`."""
+        called = {name: module for name, (_, module) in self.calls.items()}
+        return called | {name: module for name, (_, module) in self.in_code.items()}
+
+    @functools.cached_property
+    def paths(self) -> dict[str, str]:
+        """Fx name of each of these → its path."""
+        called = {name: str(node.target) for name, (node, _) in self.calls.items()}
+        return called | {name: path for name, (path, _) in self.in_code.items()}
+
+    def find(self, name: str) -> str:
+        """Returns the fx name of a layer (`seq_blocks_2`), given that or its path (`seq_blocks.2`).
+
+        Raises:
+            LabkitError: No layer has that name; the message names the closest one.
+        """
+        for layer, path in self.paths.items():
+            if name in (layer, path):
+                return layer
+        raise LabkitError(
+            f"{name}: no such layer in the network; {did_you_mean(name, [*self.paths])}"
+        )
+
+    def scalable(self, kinds: tuple[type[nn.Module], ...] | None) -> list[str]:
+        """Returns the layers of some kinds, by default all that a configuration can scale."""
+        own = self.in_code if kinds is None else {}
+        kinds = scalable_modules() if kinds is None else kinds
+        return [n for n, module in self.layers.items() if n in own or isinstance(module, kinds)]
 
     @functools.cached_property
     def calls(self) -> dict[str, tuple[Node, nn.Module]]:

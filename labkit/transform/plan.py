@@ -18,9 +18,8 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabkitError, did_you_mean, shown
-from labkit.operators.base import scalable_modules
 from labkit.transform.channels import find_channels
-from labkit.transform.graph import Example, find_layer, operator_name
+from labkit.transform.graph import Example, operator_name
 from labkit.transform.groups import ChannelGroup, Channels, Part, Side
 
 # The sides of a layer that each request name writes, in the order in which it writes them.
@@ -172,7 +171,7 @@ def _check_request(key: str, entry: object) -> dict[str, Any]:
 
 
 def _requests(
-    channels: Channels, pass_config: PassConfig, kinds: tuple[type[nn.Module], ...]
+    channels: Channels, pass_config: PassConfig, kinds: tuple[type[nn.Module], ...] | None
 ) -> Iterator[_Request]:
     """Yields what a configuration asks of each layer of some kinds, in graph order."""
     if not isinstance(pass_config, Mapping):
@@ -186,14 +185,14 @@ def _requests(
     default = checked.pop("default")
 
     layers = channels.layers
-    scalable = [name for name, module in layers.items() if isinstance(module, kinds)]
+    scalable = channels.scalable(kinds)
     operators = {name: operator_name(module) for name, module in layers.items()}
     can_be_scaled = sorted({operators[name] for name in scalable})
     named: dict[str, dict[str, Any]] = {}
     if by == "name":
         groups = {group.name for group in channels.free}
         for key, request in checked.items():
-            name = key if key in groups else find_layer(channels.traced, key).name
+            name = key if key in groups else channels.find(key)
             if name in named:
                 raise LabkitError(f"{key}: layer {name!r} is named twice")
             if name not in (*scalable, *groups) and SIDES[request["name"]]:
@@ -254,11 +253,11 @@ def resolve(
 ) -> Resolution:
     """Returns the widths that a configuration asks of a network; builds nothing.
 
-    Layers are visited in graph order, and for `both` the input before the output; a later write to
-    the same channels replaces an earlier one. A new width is ceil(original width × multiplier),
-    rounded up to a multiple where the group has one. A side that is made of several groups scales
-    each that can change; where it is heads times their width, the heads, or their width where only
-    that gives a whole number.
+    Layers are visited in graph order, those whose weights other code multiplies with last, and for
+    `both` the input before the output; a later write to the same channels replaces an earlier one.
+    A new width is ceil(original width × multiplier), rounded up to a multiple where the group has
+    one. A side that is made of several groups scales each that can change; where it is heads times
+    their width, the heads, or their width where only that gives a whole number.
 
     Args:
         model: The network, or its channel groups found before.
@@ -293,10 +292,10 @@ def resolution_of(
     widths = {group.name: group.width for group in channels.free}
     decided_by: dict[str, str] = {}
     skipped: list[str] = []
-    for request in _requests(channels, pass_config, kinds or scalable_modules()):
+    for request in _requests(channels, pass_config, kinds):
         side = request.side_of(channels)
         free = [group for group in side.groups if group.fixed is None]
-        kept = _kept(side, request)
+        kept = _kept(side, request).intersection(free)
         widths |= {group.name: group.width for group in kept}
         for group in (group for group in free if group not in kept):
             widths[group.name] = group.multiple * _scaled(group.n_units, request)

@@ -112,14 +112,15 @@ def find_sum(node: Node, summed: Summed, side: Side) -> Sum | None:
 def _chain(operand: Node) -> list[Node]:
     """Returns the calls from what makes a tensor to the tensor."""
     chain = [operand]
-    while not _is_maker(chain[0]) and chain[0].all_input_nodes:
-        chain.insert(0, chain[0].all_input_nodes[0])
+    while not _is_maker(chain[0]) and (inputs := chain[0].all_input_nodes):
+        weights = [each for each in inputs if each.op != "get_attr" or _is_maker(each)]
+        chain.insert(0, (weights or inputs)[0])  # and not the mask that it is multiplied with
     return chain
 
 
 def _results(node: Node) -> Iterator[Node]:
     """Yields what becomes of a sum as long as it is multiplied with numbers."""
-    while len(node.users) == 1 and _is_scaling(node := next(iter(node.users))):
+    while len(node.users) == 1 and _scaled_by(node := next(iter(node.users))) == 0:
         yield node
 
 
@@ -166,26 +167,27 @@ def _is_called_again(node: Node) -> bool:
     return sum(n.op == node.op and n.target == node.target for n in node.graph.nodes) > 1
 
 
-def _is_scaling(node: Node) -> bool:
-    """Whether a call multiplies a tensor with a number, or divides it by one."""
-    first = called(node) in DIVISIONS and isinstance(node.args[0], Node)
-    return len(node.all_input_nodes) == 1 and (first or called(node) in PRODUCTS)
+def _scaled_by(node: Node) -> int | None:
+    """Returns with how many other tensors a call multiplies one, or divides it; 0 for a number.
+
+    `None` where it does something else.
+    """
+    tensors = [each for each in (*node.args, *node.kwargs.values()) if isinstance(each, Node)]
+    by_one = called(node) in DIVISIONS and tensors == [*node.args[:1]]
+    is_product = by_one or (called(node) in PRODUCTS and len(set(tensors)) == len(tensors))
+    return len(tensors) - 1 if is_product else None
 
 
 def _moved(node: Node, value: Any) -> Any:
     """Returns what a call makes of a tensor of which it moves the elements, `None` if it does more.
 
-    A product with a number moves them, too: the sum is scaled by it.
+    A product moves them, too: the sum is scaled by what it multiplies with.
     """
     operator = operator_of(node)
     if isinstance(operator, Passing):
         return value
     if isinstance(operator, Elementwise):
-        name = getattr(node.target, "__name__", node.target)
-        is_product = name == "mul" or (
-            name in ("truediv", "div") and isinstance(node.args[0], Node)
-        )
-        return value if is_product and len(node.all_input_nodes) == 1 else None
+        return None if _scaled_by(node) is None else value.expand(node.meta["shape"])
     if isinstance(operator, Reshape | Unflatten):
         return value.reshape(node.meta["shape"])
     if isinstance(operator, Expand) and isinstance(value, torch.Tensor):

@@ -208,7 +208,8 @@ class Tracer(fx.Tracer):
             case "get_attr":
                 return attrgetter(target)(self.root)
             case "call_module":
-                module: Any = self.root.get_submodule(target).eval()
+                module: Any = self.root.get_submodule(target)
+                module.eval()
                 if target in self.known:
                     return self.known[target].forward(module, *args, **kwargs)
                 operator = operator_of(module)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from labkit.errors import LabkitError
+from labkit.training.metrics import evaluate
 from labkit.transform import (
     TransformInfo,
     channel_multiplier_transform_pass,
@@ -21,7 +22,7 @@ from labkit.transform import (
     find_channels,
     total_cost,
 )
-from labkit.transform.plan import SkippedRequest
+from labkit.transform.plan import SkippedRequest, resolve
 
 ROWS, IMAGES = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 3, 8, 8, dtype=torch.float64)
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -299,6 +300,64 @@ def test_a_width_used_as_a_number_is_said(name: str) -> None:
     assert info.inexact
 
 
+class MaskedLinear(nn.Linear):
+    """As in MADE: what a unit may read."""
+
+    def __init__(self, *sizes: int):
+        super().__init__(*sizes)
+        self.register_buffer("mask", torch.ones_like(self.weight).tril())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.mask * self.weight, self.bias)
+
+
+class Squared(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * self.weight, self.bias)
+
+
+class Transposed(nn.Module):
+    """A layer that inherits from none, with its weight the other way round."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(n_in, n_out)),
+            nn.Parameter(torch.ones(n_out)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+
+
+IN_CODE = {MaskedLinear: True, Squared: False, Transposed: True}
+
+
+@pytest.mark.parametrize("multiplier", [1.5, 2, 0.5])
+@pytest.mark.parametrize("kind", IN_CODE)
+def test_layers_whose_weights_are_used_in_code_are_scaled(kind: Any, multiplier: float) -> None:
+    layers = (kind(6, 8), nn.ReLU(), kind(8, 4), nn.ReLU(), kind(4, 3))
+    model = as_if_trained(nn.Sequential(*layers))
+    new, info = widened(model, ROWS, multiplier)
+    assert [info.layers[name]["new_out"] for name in ("_0", "_2", "_4")] == [
+        8 * multiplier,
+        4 * multiplier,
+        3,
+    ]
+    assert "_4 output" in info.skipped[0]
+    same = torch.allclose(model(ROWS), new(ROWS), rtol=1e-9)
+    assert same == (not info.inexact) == (IN_CODE[kind] and multiplier > 1)
+    if issubclass(kind, nn.Linear):
+        assert new[2].in_features == new[0].out_features == 8 * multiplier  # type: ignore[index]
+    by_name = {"by": "name", "default": {"config": {"name": None}}}
+    request = {"config": {"name": "output_only", "channel_multiplier": 2}}
+    for name in ("2", "_2"):
+        plan = resolve(find_channels(model, ROWS), {**by_name, name: request}).plan
+        assert dict(plan.widths)["_2"] == 8
+    with pytest.raises(LabkitError, match="network's output"):
+        resolve(find_channels(model, ROWS), {**by_name, "4": request}, strict=True)
+
+
 class Auxiliary(nn.Module):
     """Its second head runs in training only."""
 
@@ -505,3 +564,32 @@ def test_flops_of_what_no_row_changes_are_counted_once() -> None:
     for batch_size in (1, 2, 7):
         cost = total_cost(Net(), example_input=torch.zeros(1, 5, 6), batch_size=batch_size)
         assert cost.total_flops == 5 * 6 * 8 + batch_size * (5 * 6 * 8 + 5 * 8)
+
+
+def test_a_network_whose_own_train_returns_nothing() -> None:
+    class Frozen(Around):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+            self.what.eval()  # type: ignore[union-attr]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if self.training else super().forward(x) * 1
+
+    (model := Frozen(nn.BatchNorm2d(8)).double()).eval()
+    new, info = widened(model, IMAGES)
+    assert not info.inexact
+    torch.testing.assert_close(model(IMAGES), new(IMAGES))
+
+    class Head(nn.Linear):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+
+    assert evaluate(Head(6, 3).double(), ROWS, torch.arange(3))
+
+
+def test_group_norms_of_thousands_of_groups() -> None:
+    layers = nn.Conv2d(3, 2400, 1), nn.GroupNorm(1200, 2400), nn.Conv2d(2400, 2, 1)
+    new, info = widened(model := as_if_trained(nn.Sequential(*layers)), IMAGES)
+    assert new[1].num_channels == 4800  # type: ignore[index]
+    assert not info.inexact
+    torch.testing.assert_close(model(IMAGES), new(IMAGES))
