@@ -2,7 +2,7 @@
 
     python benchmarks/budgets.py
 
-Trains every network of two spaces once, in stacks, and keeps its accuracy after each epoch in
+Trains every network of three spaces once, in stacks, and keeps its accuracy after each epoch in
 `build/budgets-NAME.npz`: minutes, once. Searches are then simulated by looking up, in rounds of 16,
 with no network trained twice, as `labkit.search` does. Halving is MO-ASHA in such rounds
 (Schmucker et al. 2021, arXiv:2106.12639): rungs of 1, 3 and 9 epochs; of all networks that reached
@@ -18,6 +18,7 @@ Prints the tables, and draws `benchmarks/budgets.png`.
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import random
 import time
@@ -31,25 +32,37 @@ import optuna
 import pandas as pd
 import plotly.express as px
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
-from labkit.data import load_data
-from labkit.show.style import TEMPLATE, save_image
+from labkit.data import Dataset, load_data
+from labkit.show.pictures import save_image
+from labkit.show.style import TEMPLATE
 from labkit.study import SearchSpaceBase, dominated_volume, get_space, load_config
+from labkit.study.known_cost import KnownCostSampler
 from labkit.study.store import make_sampler
 from labkit.training import TrainSettings, train_stack
 from labkit.transform import Plan, cost_of, get_model
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (1, 3, 9)  # epochs
-SETTINGS = TrainSettings(max_epochs=RUNGS[-1], num_samples=20_000)
 ROUND = 16
 SEEDS = 10
+GP_SEEDS = 3  # of Optuna's own, of which a proposal takes half a second
+LIMITS = {"GP": 64, "known-cost": 256, "known-cost, rounds of 4": 256}  # trainings
 TRIALS = 640  # of one search: a sampler asks for networks again that are known
 MULTIPLIERS = [0.5, 1, 1.5, 2, 2.5, 3, 4]
+REPORT, HIDDEN, CONVOLUTIONS = "report", "four hidden layers", "three convolutions"
+JETS = TrainSettings(max_epochs=RUNGS[-1], num_samples=20_000)
+DIGITS = TrainSettings(max_epochs=RUNGS[-1], batch_size=64, learning_rate=3e-3)
+SETTINGS = {REPORT: JETS, HIDDEN: JETS, CONVOLUTIONS: DIGITS}
 # Of the tables, in trainings of one network to the end, and in those of a stack of `ROUND`.
-BUDGETS = {"report": (2, 4, 8, 16), "four hidden layers": (16, 32, 64, 128, 256, 480)}
-STACKS = {"report": (0.5, 1, 2), "four hidden layers": (1, 2, 4, 8, 16, 30)}
+BUDGETS = {
+    REPORT: (2, 4, 6, 8, 16),
+    HIDDEN: (16, 32, 48, 64, 96, 128, 256, 480),
+    CONVOLUTIONS: (8, 16, 32, 48, 96, 192),
+}
+STACKS = {REPORT: (0.5, 1, 2), HIDDEN: (1, 2, 4, 8, 16, 30)}  # convolutions train one by one
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,18 +110,34 @@ def four_hidden_layers() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(widths[-1], 5))
 
 
+def three_convolutions() -> nn.Module:
+    """Returns a network for images of 8 × 8 whose convolutions all have 8 channels."""
+    layers: list[nn.Module] = []
+    for before in (1, 8, 8):
+        layers += [nn.Conv2d(before, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 10))
+
+
 def make_space(name: str) -> tuple[nn.Module, SearchSpaceBase]:
-    """Returns one of the two spaces, and its network."""
-    if name == "report":
+    """Returns one of the spaces, and its network."""
+    if name == REPORT:
         model = get_model("jsc-toy")
         table = load_config(ROOT / "configs" / "jsc_toy.toml").search.search_space
         return model, get_space(table.name)(model, table.setup, table.seed)
-    model = four_hidden_layers()
-    options = {"config": {"name": ["output_only"], "channel_multiplier": MULTIPLIERS}}
-    layers = [str(index) for index in (0, 3, 6, 9)]
-    seed = {"default": {"config": {"name": ["NA"]}}} | dict.fromkeys(layers, options)
-    space = get_space("transform/linear_channel_multiplier")
-    return model, space(model, {"by": "name"}, seed)
+    model = four_hidden_layers() if name == HIDDEN else three_convolutions()
+    seed = {"default": {"config": {"channel_multiplier": MULTIPLIERS}}}
+    example = None if name == HIDDEN else torch.zeros(1, 1, 8, 8)
+    space = get_space("transform/channel_multiplier")
+    return model, space(model, {"by": "name"}, seed, example)
+
+
+def make_data(name: str) -> Dataset:
+    """Returns what the networks of a space are trained on."""
+    if name != CONVOLUTIONS:
+        return load_data("jsc")
+    digits = load_digits()
+    return Dataset.from_arrays(digits.images[:, None], digits.target, validation=0.4)
 
 
 class Table(NamedTuple):
@@ -141,7 +170,7 @@ class Table(NamedTuple):
 def _train(name: str, plans: list[Plan]) -> list[list[float]]:
     torch.set_num_threads(1)
     model, _ = make_space(name)
-    trained = train_stack(model, plans, load_data("jsc"), SETTINGS)
+    trained = train_stack(model, plans, make_data(name), SETTINGS[name])
     return [[metrics["accuracy"] for metrics in each.history] for each in trained]
 
 
@@ -157,7 +186,7 @@ def make_table(name: str) -> Table:
         stacks = [order[start : start + ROUND] for start in range(0, len(order), ROUND)]
         jobs = [(name, [plans[row] for row in rows]) for rows in stacks]
         flops = [cost_of(space.channels, plan).total_flops for plan in plans]
-        accuracy = np.empty((len(plans), SETTINGS.max_epochs))
+        accuracy = np.empty((len(plans), RUNGS[-1]))
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             accuracy[order] = np.concatenate(pool.starmap(_train, jobs, chunksize=1))
         np.savez_compressed(path, accuracy=accuracy, flops=flops)
@@ -170,7 +199,7 @@ def measure_clock() -> Clock:
     """Returns how long stacks of the large space take here."""
     model, space = make_space("four hidden layers")
     plans = random.Random(0).sample(list(space.networks), ROUND)
-    settings = SETTINGS.model_copy(update={"max_epochs": 2})
+    settings = JETS.model_copy(update={"max_epochs": 2})
     seconds = {}
     for width in (1, 2, 4, 8, ROUND):
         ends: list[float] = []
@@ -190,15 +219,24 @@ def one_by_one(n: int, clock: Clock) -> Iterator[Step]:
         yield Step((row + 1) * RUNGS[-1], elapsed, row, RUNGS[-1])
 
 
-def sampled(table: Table, sampler: str, seed: int, clock: Clock) -> Iterator[Step]:
-    """Asks one of Optuna's samplers, as `labkit.search` does."""
+def sampled(
+    table: Table, sampler: str, seed: int, clock: Clock, at_once: int = ROUND
+) -> Iterator[Step]:
+    """Asks a sampler, as `labkit.search` does."""
+
+    def known_values(plan: Plan) -> list[float]:
+        return [math.nan, table.flops[table.index[plan]]]
+
     study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed)
+        directions=["maximize", "minimize"],
+        sampler=KnownCostSampler(table.space, known_values, seed, lambda plan: False)
+        if sampler == "known-cost"
+        else make_sampler(sampler, seed),
     )
     elapsed, known = 0.0, dict[int, None]()
     while len(known) < len(table.index) and len(study.trials) < TRIALS:
         n_known = len(known)
-        for trial in [study.ask(table.space.distributions) for _ in range(ROUND)]:
+        for trial in [study.ask(table.space.distributions) for _ in range(at_once)]:
             row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
             study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
             known[row] = None
@@ -258,6 +296,10 @@ def shares(
     return found
 
 
+def _within(steps: Iterator[Step], trainings: int) -> Iterator[Step]:
+    return itertools.takewhile(lambda step: step.spent <= trainings * RUNGS[-1], steps)
+
+
 def simulate(name: str, seed: int, clock: Clock) -> pd.DataFrame:
     """Returns one row a way of searching and budget: the share found with this seed.
 
@@ -269,18 +311,23 @@ def simulate(name: str, seed: int, clock: Clock) -> pd.DataFrame:
     last = BUDGETS[name][-1]
     trainings = sorted({*BUDGETS[name], *np.geomspace(1, last, 25).astype(int).tolist()})
     ways = {
+        "known-cost": sampled(table, "known-cost", seed, clock),
+        "known-cost, rounds of 4": sampled(table, "known-cost", seed, clock, 4),
         "TPE": sampled(table, "tpe", seed, clock),
         "random": sampled(table, "random", seed, clock),
         "halving": halving(table, seed, clock),
         "exhaustive": one_by_one(last, clock),
     }
+    if seed < GP_SEEDS:
+        ways["GP"] = sampled(table, "gp", seed, clock)
     costs: dict[str, tuple[Sequence[float], Callable[[Step], float]]] = {
         "trainings": (trainings, lambda step: step.spent / RUNGS[-1]),
-        "stacks": (STACKS[name], lambda step: step.elapsed - 1e-9),
+        "stacks": (STACKS.get(name, ()), lambda step: step.elapsed - 1e-9),
     }
     rows: list[dict[str, Any]] = []
     for way, steps in ways.items():
-        taken = list(itertools.takewhile(lambda step: step.spent <= 2 * last * RUNGS[-1], steps))
+        limit = LIMITS.get(way, 2 * last)
+        taken = list(_within(steps, limit))
         for counted, (budgets, cost) in costs.items():
             rows += [
                 {
@@ -288,6 +335,7 @@ def simulate(name: str, seed: int, clock: Clock) -> pd.DataFrame:
                     "counted": counted, "budget": budget, "share": share,
                 }
                 for budget, share in zip(budgets, shares(table, taken, budgets, cost))
+                if budget <= limit / (ROUND if counted == "stacks" else 1)
             ]  # fmt: skip
     return pd.DataFrame(rows)
 

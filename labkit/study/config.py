@@ -34,7 +34,9 @@ from labkit.study.runners import (
 from labkit.study.storage import as_url
 from labkit.training import TrainSettings
 
-Sampler = Literal["random", "tpe", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
+Sampler = Literal[
+    "random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"
+]  # fmt: skip
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
 DEFAULT_PROJECT = "labkit"
@@ -66,7 +68,8 @@ class SetupTable(Table):
     Attributes:
         n_trials: Trials of the whole study, those of earlier runs included.
         timeout: Seconds after which no new trial begins; `None` is no limit.
-        sampler: Which of Optuna's samplers proposes; `grid` is another name of `bruteforce`.
+        sampler: What proposes: one of Optuna's samplers; `known-cost`, which learns only what is
+            not known before a network trains; or `bruteforce`, whose other name is `grid`.
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
         n_jobs: Trials that a worker is given at once, at most: their networks train in one stack.

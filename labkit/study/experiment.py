@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.executor import Task, device_of
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
-from labkit.study.runners import CandidateNetwork, as_number, measure
+from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
 from labkit.study.space import get_space
 from labkit.study.studies import Description
 from labkit.training import check_fit
@@ -136,6 +137,30 @@ class Experiment:
             {name: fingerprint.definition(one) for name, one in definitions.items()},
         )
 
+    def known_values(self, plan: Plan) -> list[float]:
+        """Returns the values of the objectives that widths alone decide; NaN for the others.
+
+        Raises:
+            LabkitError: A runner fails.
+        """
+        strategy, runners = self.config.search.strategy, self.config.all_runners
+        if strategy.setup.sum_scaled_metrics:
+            return [math.nan]
+        # A metric is that of the last runner that returns it.
+        last = {metric: runner for runner, _ in runners.values() for metric in runner.metrics}
+        counting = {n: pair for n, pair in runners.items() if pair[0].run is basic_computations}
+        counted = measure(self._candidate(plan), counting)
+        return [
+            one.scale * counted[name] if last[name].run is basic_computations else math.nan
+            for name, one in strategy.metrics.items()
+        ]
+
+    def _candidate(self, plan: Plan, outcomes: Sequence[Outcome] = ()) -> CandidateNetwork:
+        return CandidateNetwork(
+            plan, self.space.channels, self.model, self.data, outcomes,
+            self.config.batch_size, self.config.load_name,
+        )  # fmt: skip
+
     def values(self, record: Record) -> list[float] | None:
         """Returns the values of a trial's objectives; `None` where it failed."""
         scaled = list(record.scaled_metrics.values())
@@ -157,10 +182,7 @@ class Experiment:
         failure = next((one.failure for one in outcomes if one.failure is not None), None)
         if failure is not None:
             return record.model_copy(update={"failure": failure})
-        network = CandidateNetwork(
-            plan, self.space.channels, self.model, self.data, outcomes,
-            self.config.batch_size, self.config.load_name,
-        )  # fmt: skip
+        network = self._candidate(plan, outcomes)
         objectives = self.config.search.strategy.metrics
         try:
             software = measure(network, self.config.software)

@@ -121,7 +121,8 @@ class Search:
             make_folder(self.folder)
         self.store = Store(
             kept, checked.project, self.experiment.description(), self.space,
-            sampler=setup.sampler, seed=checked.seed, shared=shared,
+            sampler=setup.sampler, known=self.experiment.known_values, seed=checked.seed,
+            shared=shared,
         )  # fmt: skip
         if self.folder is not None and not self.store.trials and has_results(self.folder):
             raise LabkitError(

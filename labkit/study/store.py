@@ -27,6 +27,7 @@ from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
 from labkit.study.claims import Claims, locked
 from labkit.study.front import Front
+from labkit.study.known_cost import Known, KnownCostSampler
 from labkit.study.record import FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import DATABASE, database_file, named
@@ -46,6 +47,7 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     samplers = optuna.samplers
     kinds: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
         "tpe": functools.partial(samplers.TPESampler, constant_liar=True),
+        "gp": samplers.GPSampler,
         "nsgaii": samplers.NSGAIISampler,
         "nsgaiii": samplers.NSGAIIISampler,
         "qmc": functools.partial(samplers.QMCSampler, scramble=True),
@@ -79,6 +81,7 @@ class Store:
         description: What the study is; one that exists must be the same.
         space: Which parameters a trial has.
         sampler: The name of what proposes.
+        known: What the sampler `known-cost` takes as known.
         seed: Its seed. A sampler that continues is seeded anew, so that it does not draw again what
             it drew first.
         shared: Whether other searches may add to the study at the same time, if they say so, too.
@@ -104,6 +107,7 @@ class Store:
         space: SearchSpaceBase,
         *,
         sampler: str,
+        known: Known,
         seed: int,
         shared: bool = False,
     ):
@@ -122,11 +126,11 @@ class Store:
         self.known: dict[Plan, Trial] = {}
         self.added_replicates: dict[int, list[Metrics | None]] = {}
         self._front: Front[Trial] = Front(description.directions.values())
-        with quiet_optuna():
-            self._memory = optuna.create_study(
-                directions=list(description.directions.values()),
-                sampler=make_sampler(sampler, seed),
-            )
+        self._memory = self._remember(
+            KnownCostSampler(space, known, seed, self._is_elsewhere)
+            if sampler == "known-cost"
+            else make_sampler(sampler, seed)
+        )
         self.refresh()
 
     @property
@@ -151,6 +155,8 @@ class Store:
                 stack.enter_context(claims.driving())
                 self._claims = claims
                 stack.callback(setattr, self, "_claims", None)
+            if self._memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self._memory = self._remember(self._memory.sampler)  # a run was stopped
             self.refresh()
             if self.shared:
                 self._reseed()
@@ -171,8 +177,11 @@ class Store:
 
     def _reseed(self) -> None:
         driver = 0 if self._claims is None else 7919 * self._claims.driver  # each draws its own
-        seed = (self._seed + len(self.trials) + driver) % 2**32
-        self._memory.sampler = make_sampler(self._sampler, seed)
+        if isinstance(self._memory.sampler, KnownCostSampler):  # anew for each trial
+            self._memory.sampler.seed = self._seed + driver
+        else:
+            seed = (self._seed + len(self.trials) + driver) % 2**32
+            self._memory.sampler = make_sampler(self._sampler, seed)
 
     @property
     def n_elsewhere(self) -> int:
@@ -192,11 +201,10 @@ class Store:
         if self._every is None:
             trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
             return [Asked(trial.params, datetime.now(), trial) for trial in trials]
-        others = self._claims.elsewhere if self._claims is not None else set()
         untried = (
             indices
             for plan, indices in self._every.items()
-            if not (plan in self.tried or plan in running or (others and _key(plan) in others))
+            if not (plan in self.tried or plan in running or self._is_elsewhere(plan))
         )
         return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
 
@@ -277,6 +285,18 @@ class Store:
             self.known.setdefault(trial.record.plan, trial)
         if trial.values is not None and trial.record.source == Source.TRAINED:
             self._front.add(trial, trial.values)
+
+    def _is_elsewhere(self, plan: Plan) -> bool:
+        elsewhere = () if self._claims is None else self._claims.elsewhere
+        return bool(elsewhere) and _key(plan) in elsewhere
+
+    def _remember(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        """Returns a study in memory that has all trials."""
+        with quiet_optuna():
+            directions = list(self.description.directions.values())
+            memory = optuna.create_study(directions=directions, sampler=sampler)
+        memory.add_trials([self._in_memory(trial) for trial in self.trials])
+        return memory
 
     def _in_memory(self, trial: Trial) -> FrozenTrial:
         indices = self.space.indices(trial.params)

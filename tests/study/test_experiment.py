@@ -1,5 +1,6 @@
 """What a configuration names, found and checked."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ def test_a_record_is_of_all_runners(tables: dict[str, Any], blobs: Dataset) -> N
     assert failed.source is None
     assert failed.metrics == {}
     assert failed.widths == plan.to_dict()
+
+
+def test_what_is_known_of_a_network_is_what_is_measured_of_it(
+    tables: dict[str, Any], blobs: Dataset
+) -> None:
+    strategy = tables["search"]["strategy"]
+    strategy["metrics"]["parameters"] = {"direction": "minimize", "scale": 0.5}
+    one = experiment(tables, blobs)
+    plan = next(iter(one.space.networks))
+    accuracy, *costs = one.known_values(plan)
+    assert math.isnan(accuracy)
+    metrics = {"accuracy": 0.5}
+    values = one.values(one.measure(plan, [Outcome(Candidate(plan, 0), [metrics])]))
+    assert values == [0.5, *costs]
+    strategy["setup"] |= {"sum_scaled_metrics": True, "direction": "maximize"}
+    assert [*map(math.isnan, experiment(tables, blobs).known_values(plan))] == [True]
 
 
 def test_a_data_set_and_weights_are_needed(tables: dict[str, Any], blobs: Dataset) -> None:

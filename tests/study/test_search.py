@@ -301,7 +301,9 @@ def test_divergence_is_a_failed_trial_and_trained_once(
     assert isinstance(pareto_front(results).to_json(), str)  # an empty figure, not an error
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "nsgaii", "nsgaiii", "qmc"])
+@pytest.mark.parametrize(
+    "sampler", ["random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc"]
+)
 def test_samplers_propose(tables: dict[str, Any], blobs: Dataset, sampler: str) -> None:
     tables["search"]["strategy"]["setup"] |= {"sampler": sampler, "n_trials": 6}
     results = search(tables, data=blobs, progress=False)

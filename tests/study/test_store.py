@@ -1,5 +1,6 @@
 """The store: whole trials or none, and what a storage gives back."""
 
+import math
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ def space() -> ChannelMultiplierSpace:
 
 
 def make(storage: Path | str | None, space: ChannelMultiplierSpace, **options: Any) -> Store:
-    known: dict[str, Any] = {"name": "s", "description": description(), "sampler": "random"}
-    return Store(storage, space=space, **(known | {"seed": 0} | options))
+    given: dict[str, Any] = {"name": "s", "description": description(), "sampler": "random"}
+    given |= {"seed": 0, "known": lambda plan: [math.nan, 1.0]}
+    return Store(storage, space=space, **(given | options))
 
 
 def run(store: Store, n: int) -> None:
@@ -234,6 +236,7 @@ def test_a_record_is_written_and_read_as_it_is(record: Record) -> None:
     ("name", "kind"),
     [
         ("tpe", optuna.samplers.TPESampler),
+        ("gp", optuna.samplers.GPSampler),
         ("nsgaii", optuna.samplers.NSGAIISampler),
         ("nsgaiii", optuna.samplers.NSGAIIISampler),
         ("qmc", optuna.samplers.QMCSampler),
