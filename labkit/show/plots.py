@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from labkit.errors import LabkitError
 from labkit.runtime import quiet_optuna
 from labkit.show import style
+from labkit.show.confusion import confusion_matrix
 from labkit.show.layers import layer_costs, network_drawing
 from labkit.show.pictures import save_image
 from labkit.show.style import conditions, finished, finite, metric_text, text, title
@@ -18,8 +19,8 @@ from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results
 
 __all__ = [
-    "conditions", "hypervolume", "layer_costs", "network_drawing", "pareto_front", "save_image",
-    "training_curves", "width_importance", "widths_along_front",
+    "conditions", "confusion_matrix", "hypervolume", "layer_costs", "network_drawing",
+    "pareto_front", "save_image", "training_curves", "width_importance", "widths_along_front",
 ]  # fmt: skip
 
 # The report's table of best trials: FLOPs, and accuracy while training.
