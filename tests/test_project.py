@@ -242,7 +242,7 @@ def test_a_notebook_that_should_not_be_committed_is_named(
 
 def test_the_notebooks_are_committed_as_they_should_be() -> None:
     assert (
-        python(ROOT / "tools" / "check_notebooks.py", *(ROOT / "notebooks").glob("*.ipynb")) == ""
+        python(ROOT / "tools" / "check_notebooks.py", *(ROOT / "notebooks").rglob("*.ipynb")) == ""
     )
 
 
