@@ -66,11 +66,10 @@ def complete_rows(table: Any, missing: Missing) -> np.ndarray:
     for what, bad in ("infinite", table.isin([np.inf, -np.inf])), ("missing", absent):
         counts = {name: int(n) for name, n in bad.sum().items() if n}
         if counts and (what == "infinite" or missing == "error"):
-            left = f"{(~bad.any(axis=1)).sum()} of {len(table)} rows are left"
-            mend = (
-                f"write missing='impute', missing='drop' ({left})" if bad is absent else "correct"
-            )
-            raise LabkitError(f"x: {what} values in {counts}; {mend} or drop={[*counts]}")
+            left = f"which leaves {(~bad.any(axis=1)).sum()} of {len(table)} rows"
+            mend = f"write missing='impute', or missing='drop', {left}, or drop={[*counts]}"
+            mend = mend if bad is absent else f"correct them, or write drop={[*counts]}"
+            raise LabkitError(f"x: {what} values in {counts}; {mend}")
     return ~absent.any(axis=1).to_numpy() | (missing != "drop")
 
 

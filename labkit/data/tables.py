@@ -22,9 +22,8 @@ def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[
     table.columns = pd.Index([str(name).strip(" '\"") for name in table])
     label, names = how.label, [*table]
     if len(names) == 1:
-        raise LabkitError(
-            f"separator: {path.name} has one column, {shown(names[0])}; write another"
-        )
+        only = shown(names[0])
+        raise LabkitError(f"separator: {path.name} has one column, {only}; write what is between")
     if isinstance(label, int) and -len(names) <= label < len(names):
         label = names[label]
     for key, name in ("label", label), *(("drop", name) for name in how.drop):
@@ -34,7 +33,7 @@ def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[
     labels, table = table[label], table.drop(columns={label, *how.drop})
     for unnamed in [name for name in table if str(name).startswith("Unnamed: ")]:
         own = table[unnamed]
-        if not own.isna().all() and (unnamed != "Unnamed: 0" or not own.is_unique):
+        if not own.isna().all() and (unnamed != "Unnamed: 0" or not _names_rows(own)):
             mend = f"name it, or write drop=[{unnamed!r}]"
             raise LabkitError(f"dataset: a column of {path.name} has no name; {mend}")
         notes.append("left out a column without a name")
@@ -85,7 +84,7 @@ def _read_text(path: Path, how: Reading) -> tuple[pd.DataFrame, list[str]]:
         raise LabkitError(f"encoding: {path.name} is not in {encoding}; {instead}") from None
     notes = []
     if len(first) < len(second):  # pandas makes an index of the first column
-        if not table.index.is_unique:
+        if not _names_rows(table.index):
             raise LabkitError(f"dataset: {path.name}: the header has one name less than the rows")
         notes.append("left out a column without a name")
     if not header:
@@ -94,6 +93,10 @@ def _read_text(path: Path, how: Reading) -> tuple[pd.DataFrame, list[str]]:
     if separator not in (how.separator, ","):
         notes.append(f"separator {separator!r}" + " and decimal commas" * (decimal == ","))
     return table, notes
+
+
+def _names_rows(column: pd.Series | pd.Index) -> bool:
+    return column.is_unique and column.dtype.kind != "f"
 
 
 def _separator(path: Path, lines: list[str]) -> str:

@@ -113,8 +113,8 @@ def test_a_text_that_the_training_rows_lack_is_none_of_them() -> None:
         ({"age": np.where(AGE == 3, np.inf, AGE)}, {}, r"infinite values in \{'age': 3\}; correct"),
         (
             {"age": [np.nan, *AGE[1:]], "colour": [None, None, *COLOUR[2:]]}, {},
-            r"missing values in \{'age': 1, 'colour': 2\}; write missing='impute', missing='drop' "
-            r"\(118 of 120 rows are left\) or drop=\['age', 'colour'\]",
+            r"missing values in \{'age': 1, 'colour': 2\}; write missing='impute', or "
+            r"missing='drop', which leaves 118 of 120 rows, or drop=\['age', 'colour'\]",
         ),
         ({"colour_red": AGE}, {}, "x: its columns cannot be made numbers: .*colour_red"),
     ],

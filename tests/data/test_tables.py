@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def lines(separator: str = ",", header: str | None = "size,weight,kind") -> str:
 def assert_the_frame(data: Dataset) -> None:
     assert data.classes == ("ant", "bee", "cat")
     assert_same_rows(data, (np.stack([SIZE, WEIGHT], axis=1), np.arange(N) % 3))
+
+
+def swapped(text: str) -> str:
+    """The same with the weights first: numbers that name no rows."""
+    return re.sub(r"(?m)^(\d+),(\d+\.5)", r"\2,\1", text)
 
 
 ROW_NAMES = "".join(f"{i},{line}\n" for i, line in enumerate(lines(header=None).splitlines()))
@@ -121,8 +127,10 @@ def test_names_that_are_numbers_are_names_where_they_count(tmp_path: Path) -> No
         (lines(header="60,2,ant,bee,cat"), {}, "5 fields in line 1, 3 in line 2; .*skiprows=1"),
         (lines(header="60"), {}, "1 fields in line 1, 3 in line 2; .*skiprows=1"),
         (lines(header="weight,kind") + lines(header=None), {}, "one name less than the rows"),
+        (swapped(lines(header="size,kind")), {}, "one name less than the rows"),
+        (swapped(lines(header=",size,kind")), {}, r"no name; .*drop=\['Unnamed: 0'\]"),
         (lines(";").replace(";", ";|"), {}, r"separator: .* may be any of \[';', '\|'\]; write wh"),
-        (lines(), {"separator": ";"}, "separator: a.csv has one column, 'size,weight,kind'"),
+        (lines(), {"separator": ";"}, "separator: a.csv has one column, 'size,we.*write what"),
         ("kind\n" + "\n".join(KIND), {}, "separator: a.csv has one column, 'kind'"),
         (lines(), {"label": "knd"}, "label: a.csv has no column 'knd'; did you mean 'kind'"),
         (lines(), {"drop": ["sizes"]}, "drop: a.csv has no column 'sizes'; did you mean 'size'"),
