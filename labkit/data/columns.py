@@ -48,6 +48,8 @@ def tidy(table: Any, categories: Categories) -> tuple[Any, list[str]]:
             notes.append(f"{first} in {name!r} is a missing value")
         elif 2 * numbers.count() > values.count():
             faults[name] = f"holds numbers, but {first} in row {others.index[0]}"
+        elif pd.to_datetime(others, errors="coerce", format="ISO8601").notna().all():
+            faults[name] = f"holds dates, such as {first}"
         elif categories == "error":
             faults[name] = f"holds text, such as {first}"
         elif count > min(MOST_TEXTS, len(values) / 2):
@@ -67,7 +69,7 @@ def complete_rows(table: Any, missing: Missing) -> np.ndarray:
         counts = {name: int(n) for name, n in bad.sum().items() if n}
         if counts and (what == "infinite" or missing == "error"):
             left = f"which leaves {(~bad.any(axis=1)).sum()} of {len(table)} rows"
-            mend = f"write missing='impute', or missing='drop', {left}, or drop={[*counts]}"
+            mend = f"write drop={[*counts]}, missing='impute', or missing='drop', {left}"
             mend = mend if bad is absent else f"correct them, or write drop={[*counts]}"
             raise LabkitError(f"x: {what} values in {counts}; {mend}")
     return ~absent.any(axis=1).to_numpy() | (missing != "drop")

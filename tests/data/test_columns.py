@@ -106,6 +106,7 @@ def test_a_text_that_the_training_rows_lack_is_none_of_them() -> None:
         ({"id": [f"a{i}" for i in range(N)]}, {}, "'id' holds 120 texts in 120 rows, such as 'a0'"),
         ({"age": [*AGE[1:].astype(str), "<3"]}, {}, "'age' holds numbers, but '<3' in row 119"),
         ({"age": pd.date_range("2026-01-01", periods=N)}, {}, "'age' is of type datetime64"),
+        ({"age": ["2026-01-31", "2026-02-01"] * (N // 2)}, {}, "'age' holds dates, such as '2026-"),
         ({"age": pd.to_timedelta(AGE, "s")}, {}, "'age' is of type timedelta64"),
         ({"age": [{}] * N}, {}, "'age' is of type object"),
         ({"age": AGE + 1j}, {}, "'age' is of type complex128"),
@@ -113,8 +114,8 @@ def test_a_text_that_the_training_rows_lack_is_none_of_them() -> None:
         ({"age": np.where(AGE == 3, np.inf, AGE)}, {}, r"infinite values in \{'age': 3\}; correct"),
         (
             {"age": [np.nan, *AGE[1:]], "colour": [None, None, *COLOUR[2:]]}, {},
-            r"missing values in \{'age': 1, 'colour': 2\}; write missing='impute', or "
-            r"missing='drop', which leaves 118 of 120 rows, or drop=\['age', 'colour'\]",
+            r"missing values in \{'age': 1, 'colour': 2\}; write drop=\['age', 'colour'\], "
+            r"missing='impute', or missing='drop', which leaves 118 of 120 rows",
         ),
         ({"colour_red": AGE}, {}, "x: its columns cannot be made numbers: .*colour_red"),
     ],
