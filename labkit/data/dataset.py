@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from labkit.data.arrays import Examples, as_array, examples
-from labkit.data.columns import Categories, Missing, as_numbers, complete_rows, tidy
+from labkit.data.columns import Categories, Missing, Reading, as_numbers, complete_rows, tidy
 from labkit.data.labels import encode, hold_out
 from labkit.errors import LabkitError, shown
 
@@ -155,6 +155,7 @@ class Dataset:
         cls, given: Examples, split: Callable[[np.ndarray, np.ndarray], Rows], name: str,
         missing: Missing, categories: Categories,
     ) -> Self:  # fmt: skip
+        Reading(missing=missing, categories=categories)  # which checks them
         x, y, classes = given
         features: tuple[str, ...] = ()
         notes: list[str] = []

@@ -407,6 +407,8 @@ def test_a_value_that_hides_the_others_is_refused(others: np.ndarray) -> None:
         ({"test": "a"}, r"validation, test: expected .*got \(0.1, 'a'\)"),
         ({"seed": -1}, "seed: expected a whole number from 0"),
         ({"seed": None}, "seed: expected a whole number from 0"),
+        ({"missing": "x"}, "missing: expected 'error', 'drop' or 'impute', got 'x'"),
+        ({"categories": 3}, "categories: expected 'onehot' or 'error', got 3"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
