@@ -70,23 +70,20 @@ class Dataset:
         """Splits and standardises data of one's own.
 
         Args:
-            x: Numbers, `[rows, features]` or `[rows, channels, height, width]`; or a DataFrame,
-                whose columns may hold text; or, without `y`, a scikit-learn Bunch or PyTorch's
-                Dataset or DataLoader, whose data set is read in its order.
+            x: Numbers, `[rows, features]` or `[rows, channels, height, width]`; a DataFrame, which
+                may hold text; or, without `y`, a scikit-learn Bunch, or PyTorch's Dataset or
+                DataLoader, whose data set is read in its order.
             y: Labels, `[rows]` or `[rows, 1]`: strings, whole numbers or booleans.
-            classes: Class names, if `y` holds indices into them; by default the distinct labels,
-                sorted.
+            classes: Class names, if `y` holds indices into them; else the labels, sorted.
             features: Feature names, one a column; by default those of `x`, or `x0`, `x1`, …
             name: What to call the data set in a figure.
-            validation: The share of rows, in (0, 1), to validate on.
-            test: The share of rows, in (0, 1), to test on.
-            seed: Which rows go to which split. Splits are stratified by class, and each has a row
-                of every class.
+            validation, test: Shares of the rows, in (0, 1), stratified by class.
+            seed: Which rows go to which split. Every class has a row in each.
             groups: A group for each row, such as a patient: its rows are all in one split.
-            missing: What becomes of missing values: `"error"`; `"drop"` leaves out their rows;
-                `"impute"` puts the training rows' median or commonest text there, and adds a
-                feature that says where. Rows without a label are left out by both.
-            categories: What becomes of text: `"onehot"`, or `"error"`.
+            missing: Of missing values, `"drop"` leaves out the rows; `"impute"` puts the training
+                rows' median or commonest text there, and adds a feature that says where. Both
+                leave out rows without a label.
+            categories: Whether text becomes one-hot.
 
         Raises:
             LabkitError: Wrong shapes, missing or infinite values, fewer than two classes, or too
@@ -183,10 +180,9 @@ class Dataset:
             tensors[f"x_{part}"] = torch.from_numpy(values)
             tensors[f"y_{part}"] = torch.from_numpy(labels[own])
         least, most = (np.atleast_1d(f(x, axis=0 if features else None)) for f in (np.min, np.max))
-        ranges = tuple(zip(least.tolist(), most.tolist()))
         return cls(
-            **tensors, classes=classes, features=features, name=name, ranges=ranges,
-            notes=tuple(notes),
+            **tensors, classes=classes, features=features, name=name, notes=tuple(notes),
+            ranges=tuple(zip(least.tolist(), most.tolist())),
         )  # fmt: skip
 
     def split(self, name: SplitName) -> Split:

@@ -22,10 +22,9 @@ def encode(
         column = pd.Series(y)
     absent = (column.isna() | column.map(str).str.strip().str.lower().isin(NOTHING)).to_numpy()
     if absent.any() and missing == "error":
-        row = int(np.argmax(absent))
-        said = f"{absent.sum()} rows have no label, the first is row {row} ({shown(y[row])})"
+        first = f"the first is row {absent.argmax()} ({shown(y[absent.argmax()])})"
         mend = "missing='drop' leaves them out; rename the class if it is one"
-        raise LabkitError(f"y: {said}; {mend}")
+        raise LabkitError(f"y: {absent.sum()} rows have no label, {first}; {mend}")
     used = used & ~absent
     known = column[used].infer_objects().to_numpy()
     continuous = (

@@ -42,9 +42,9 @@ def load_data(
     Args:
         name: `"jsc"` (jets that come with labkit), `"jsc-openml"` (the public jets, downloaded
             from OpenML), `"digits"` (scikit-learn's 8×8 images, flat), `"digits32"` (the same as
-            images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a file: a
-            table (CSV, TSV, also `.gz`; Parquet, also a folder of it), NPZ, HDF5 (in the layout
-            of the public jets), or of the folder of CIFAR-10's python batches
+            images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a table
+            (CSV, TSV, also `.gz`; Parquet, also a folder), of an NPZ or HDF5 file (the last in
+            the layout of the public jets) or of the folder of CIFAR-10's python batches
             (`cifar-10-batches-py`), or `package.module:function` (which returns a `Dataset` when
             called without arguments).
         path: For `"jsc"`: the public HDF5 file to read in place of the embedded jets.
@@ -59,10 +59,8 @@ def load_data(
     Raises:
         LabkitError: No such data set, file or column; or what it holds cannot be used.
     """
-    how = Reading(
-        label=label, drop=drop, separator=separator, encoding=encoding, missing=missing,
-        categories=categories,
-    )  # fmt: skip
+    given: Any = {"label": label, "drop": drop, "separator": separator, "encoding": encoding}
+    how = Reading(**given, missing=missing, categories=categories)
     if not isinstance(name, str | Path):
         instead = "Dataset.from_arrays takes tables and arrays"
         raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}; {instead}")
@@ -82,13 +80,12 @@ def load_data(
             from labkit.data.tables import read_table
 
             x, y, notes = read_table(file if folder else readable("dataset", file), how)
-            options: Any = {"missing": how.missing, "categories": how.categories}
-            data = Dataset.from_arrays(x, y, name=file.name, **options)
+            data = Dataset.from_arrays(x, y, name=file.name, missing=missing, categories=categories)
             if notes := [*notes, *data.notes]:
                 log.warning("%s: %s", file.name, "; ".join(notes))
             return replace(data, notes=tuple(notes))
-        given = how.model_dump(exclude_defaults=True).keys() - {"label"}
-        if unused := given - ({"missing"} if kind == ".npz" else set()):
+        used = {"label", "missing"} if kind == ".npz" else {"label"}
+        if unused := how.model_dump(exclude_defaults=True).keys() - used:
             raise LabkitError(f"{min(unused)}: only a table takes it, not {str(name)!r}")
         if str(name) in DATA:
             return DATA[str(name)]()

@@ -17,8 +17,14 @@ from labkit.errors import LabkitError, did_you_mean, shown
 
 def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[str]]:
     """Returns the features in a file of text, or of Parquet, their labels, and what was decided."""
-    parquet = path.is_dir() or path.suffix.lower() == ".parquet"
-    table, notes = (_read_parquet(path), []) if parquet else _read_text(path, how)
+    notes: list[str] = []
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        held = pyarrow.dataset.dataset(path, format="parquet", partitioning="hive")
+        check_memory(f"dataset: {str(path)!r}", 8 * held.count_rows() * len(held.schema.names))
+        table = pd.read_parquet(path)
+        table = table.reset_index(drop=not any(table.index.names))  # one with a name is a column
+    else:
+        table, notes = _read_text(path, how)
     table.columns = pd.Index([str(name).strip(" '\"") for name in table])
     label, names = how.label, [*table]
     if len(names) == 1:
@@ -42,13 +48,6 @@ def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[
     if counting:
         notes.append(f"a feature counts the rows: drop={counting} if it is none")
     return table, labels, notes
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    held = pyarrow.dataset.dataset(path, format="parquet", partitioning="hive")
-    check_memory(f"dataset: {str(path)!r}", 8 * held.count_rows() * len(held.schema.names))
-    table = pd.read_parquet(path)
-    return table.reset_index(drop=not any(table.index.names))  # one with a name is a column
 
 
 def _read_text(path: Path, how: Reading) -> tuple[pd.DataFrame, list[str]]:

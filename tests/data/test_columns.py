@@ -74,6 +74,23 @@ def row_ends(data: Dataset) -> tuple[list[float], list[float]]:
     return [x.min(), x.max()], [0, N - 1]
 
 
+def test_holes_that_the_training_rows_lack_are_filled_without_a_flag() -> None:
+    holes = frame(age=[np.nan, *AGE[1:]], colour=[None, *COLOUR[1:]])
+    data = Dataset.from_splits(
+        frame(), LABELS, holes, LABELS, frame(), LABELS, missing="impute"
+    )  # fmt: skip
+    assert data.features == ("age", "row", "colour_blue", "colour_green", "colour_red")
+    assert data.x_val[0, 0] == pytest.approx((np.median(AGE) - AGE.mean()) / AGE.std(), abs=1e-5)
+    assert (data.x_val[0, 2:] > 0).tolist() == [False, False, True]
+
+
+def test_many_texts_are_as_many_columns() -> None:
+    letters = np.array([*"abcdefghijklmnopqrst"])[np.arange(N) % 20]
+    data = Dataset.from_arrays(frame(colour=letters)[["colour"]], LABELS)
+    assert data.features == tuple(f"colour_{letter}" for letter in sorted({*letters}))
+    assert ((data.x_test > 0).sum(1) == 1).all()
+
+
 def test_rows_with_missing_values_are_left_out_on_demand() -> None:
     table = frame(age=np.where(np.arange(N) % 6 == 0, np.nan, AGE))
     data = Dataset.from_arrays(table, LABELS, missing="drop")
