@@ -34,9 +34,7 @@ from labkit.study.runners import (
 from labkit.study.storage import as_url
 from labkit.training import TrainSettings
 
-Sampler = Literal[
-    "random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"
-]  # fmt: skip
+Sampler = Literal["random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
 DEFAULT_PROJECT = "labkit"

@@ -138,28 +138,17 @@ class Experiment:
         )
 
     def known_values(self, plan: Plan) -> list[float]:
-        """Returns the values of the objectives that widths alone decide; NaN for the others.
-
-        Raises:
-            LabkitError: A runner fails.
-        """
-        strategy, runners = self.config.search.strategy, self.config.all_runners
+        """Returns the values of the objectives that widths alone decide; NaN for the others."""
+        strategy, settings = self.config.search.strategy, self.config.computations
         if strategy.setup.sum_scaled_metrics:
             return [math.nan]
-        # A metric is that of the last runner that returns it.
-        last = {metric: runner for runner, _ in runners.values() for metric in runner.metrics}
-        counting = {n: pair for n, pair in runners.items() if pair[0].run is basic_computations}
-        counted = measure(self._candidate(plan), counting)
-        return [
-            one.scale * counted[name] if last[name].run is basic_computations else math.nan
-            for name, one in strategy.metrics.items()
-        ]
-
-    def _candidate(self, plan: Plan, outcomes: Sequence[Outcome] = ()) -> CandidateNetwork:
-        return CandidateNetwork(
-            plan, self.space.channels, self.model, self.data, outcomes,
-            self.config.batch_size, self.config.load_name,
-        )  # fmt: skip
+        if "basic_computations" not in self.config.software:
+            return [math.nan] * len(strategy.metrics)
+        network = CandidateNetwork(
+            plan, self.space.channels, self.model, self.data, batch_size=self.config.batch_size
+        )
+        counted = basic_computations(network, settings)
+        return [m.scale * counted.get(name, math.nan) for name, m in strategy.metrics.items()]
 
     def values(self, record: Record) -> list[float] | None:
         """Returns the values of a trial's objectives; `None` where it failed."""
@@ -182,7 +171,10 @@ class Experiment:
         failure = next((one.failure for one in outcomes if one.failure is not None), None)
         if failure is not None:
             return record.model_copy(update={"failure": failure})
-        network = self._candidate(plan, outcomes)
+        network = CandidateNetwork(
+            plan, self.space.channels, self.model, self.data, outcomes,
+            self.config.batch_size, self.config.load_name,
+        )  # fmt: skip
         objectives = self.config.search.strategy.metrics
         try:
             software = measure(network, self.config.software)

@@ -46,6 +46,9 @@ class _Network(NamedTuple):
     known: Sequence[float]
 
 
+_Done = list[tuple[_Network, FrozenTrial]]
+
+
 class KnownCostSampler(optuna.samplers.RandomSampler):
     """Proposes networks of a space, each once while there are others.
 
@@ -69,6 +72,8 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
         self._space, self._known, self._elsewhere = space, known, elsewhere
         self._network = functools.lru_cache(20_000)(self._describe)
         self._lasts = {key: len(space.choices[key]) - 1 for key in space.distributions}
+        few = space.n_configurations <= MAX_ENUMERATED
+        self._is_listed = few and len(space.networks) <= POOL
         self._kernel: tuple[int, Any] = 0, None  # of how many networks, and what they say
 
     def infer_relative_search_space(
@@ -111,16 +116,16 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
             scores += 0.03 * rng.standard_normal(len(scores))
         else:
             kernel = self._kernel_of(x[:n], -_merged(losses, np.ones(losses.shape[1])))
-            kept = np.arange(n) if n <= ROWS else rng.choice(n, ROWS, replace=False)
+            kept = np.arange(n)
+            if n > ROWS:
+                kept = np.union1d(_front(cost[:n], y), rng.choice(n, ROWS))
             parts = (kept, slice(n, new), slice(new, None))
             scores = _gains(
                 kernel, y[kept], [x[one] for one in parts], [cost[one] for one in parts]
             )
         return candidates[int(scores.argmax())].configuration
 
-    def _seen(
-        self, study: optuna.Study, number: int
-    ) -> tuple[list[tuple[_Network, FrozenTrial]], list[_Network], set[Plan]]:
+    def _seen(self, study: optuna.Study, number: int) -> tuple[_Done, list[_Network], set[Plan]]:
         """Returns what was measured, as trials ended; what is being trained; all that was tried."""
         done: dict[Plan, tuple[_Network, FrozenTrial]] = {}
         running, tried = [], set()
@@ -144,11 +149,6 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
             rows = slice(max(n - FITTED_ROWS, 0), n)
             self._kernel = n, _fit(x[rows], y[rows])
         return self._kernel[1]
-
-    @functools.cached_property
-    def _is_listed(self) -> bool:
-        space = self._space
-        return space.n_configurations <= MAX_ENUMERATED and len(space.networks) <= POOL
 
     @functools.cached_property
     def _pool(self) -> list[_Network]:
@@ -211,12 +211,9 @@ def _fit(x: Floats, y: Floats) -> Any:
 
 
 def _gains(kernel: Any, y: Floats, x: Sequence[Floats], cost: Sequence[Floats]) -> Floats:
-    """Returns the hypervolume that each new network is expected to add.
+    """Returns the hypervolume that new networks are expected to add to what was measured, `y`.
 
-    Args:
-        kernel: Of the Gaussian process of `u`.
-        y: What was measured; more is better.
-        x, cost: Of the networks that were measured, that are being trained, and that are new.
+    `x` and `cost` are those of networks that were measured, that are being trained, that are new.
     """
     from scipy.linalg import cholesky, solve_triangular
 
@@ -226,8 +223,7 @@ def _gains(kernel: Any, y: Floats, x: Sequence[Floats], cost: Sequence[Floats]) 
     tried, new = np.concatenate(x[:2]), x[2]
     lower = cholesky(kernel(tried), lower=True)
     whitened = solve_triangular(lower[:n, :n], (u - middle) / scale, lower=True)
-    # What is predicted of a network that is being trained is taken as measured, and says nothing
-    # new of the mean of others.
+    # Taken as measured, what is predicted of a network says nothing new of the mean of others.
     believed = middle + scale * (lower[n:, :n] @ whitened)
     y = np.append(y, ceiling - np.exp(-believed))
     seen = solve_triangular(lower, kernel(tried, new), lower=True, check_finite=False)
@@ -235,13 +231,18 @@ def _gains(kernel: Any, y: Floats, x: Sequence[Floats], cost: Sequence[Floats]) 
     std = scale * np.sqrt(kernel.diag(new) - np.einsum("ij,ij->j", seen, seen))
 
     costs = np.concatenate(cost[:2])
-    order = np.lexsort((-y, costs))
-    best = np.maximum.accumulate(y[order])
-    front = order[np.append(True, best[1:] > best[:-1])]
+    front = _front(costs, y)
     starts, levels = np.append(0, costs[front]), np.append(y.min(), y[front])
     covered = (np.append(costs[front], 1) - np.maximum(starts, cost[2][:, None])).clip(0)
     gains = expected_improvement(mean[:, None], std[:, None], levels, ceiling)
     return (gains * covered).sum(axis=1)
+
+
+def _front(cost: Floats, y: Floats) -> npt.NDArray[np.intp]:
+    """Returns which networks none dominates, by cost."""
+    order = np.lexsort((-y, cost))
+    best = np.maximum.accumulate(y[order])
+    return order[np.append(True, best[1:] > best[:-1])]
 
 
 def expected_improvement(mean: Floats, std: Floats, level: Floats, ceiling: float) -> Floats:
@@ -254,10 +255,7 @@ def expected_improvement(mean: Floats, std: Floats, level: Floats, ceiling: floa
 
 
 def _merged(losses: Floats, weights: Floats) -> Floats:
-    """Returns losses, `[networks, objectives]`, as one, and a single one scaled to 0…1.
-
-    That is their augmented Chebyshev norm.
-    """
+    """Returns the augmented Chebyshev norm of losses, `[networks, objectives]`, scaled to 0…1."""
     if not losses.size:
         return np.zeros(len(losses))
     span = np.ptp(losses, axis=0)

@@ -264,7 +264,8 @@ class Search:
         return Progress(
             *self._left(), trained=len(self.store.known), jobs=setup.n_jobs,
             seeds=len(self.experiment.seeds), epochs=training.max_epochs if training else 1,
-            repeats=setup.sampler != "bruteforce", best=max(accuracies, default=0) or None,
+            repeats=setup.sampler not in ("bruteforce", "known-cost"),
+            best=max(accuracies, default=0) or None,
         )  # fmt: skip
 
     def _left(self) -> tuple[int, int]:
