@@ -8,6 +8,7 @@ import pandas as pd
 
 # Lines that show on a light page and on a dark one; colours are the page's.
 STYLE = """<style>
+.labkit {overflow-x: auto}
 .labkit table {border-collapse: collapse}
 .labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
 .labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}
@@ -46,7 +47,7 @@ def html_table(table: pd.DataFrame, max_rows: int | None = None) -> str:
     cut = len(table) > (max_rows or len(table))
     with pd.option_context("display.max_colwidth", None):
         text = shown.to_html(border=0, escape=False, max_rows=max_rows, show_dimensions=cut)
-    return f'{STYLE}<div class="labkit" style="overflow-x: auto">{text}</div>'
+    return f'{STYLE}<div class="labkit" tabindex="0">{text}</div>'
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -1,10 +1,15 @@
 """Figures of one network, layer by layer: before a transform and after it."""
 
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from labkit.show.style import BLUE, GREY, Figure, finished, metric_text, subtitle, text
+from labkit.table import shortened
 
+FEW = 25  # layers, at most, whose widths are in their bars
+LABELS = 60  # of layers, at most, that can be read side by side
 WHEN = (("before", GREY), ("after", BLUE))
 
 
@@ -36,16 +41,32 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
     Args:
         comparison: A table of `labkit.compare`.
     """
-    widths = comparison["out"].dropna()
     figure = Figure()
     for when, colour in WHEN:
-        figure.add_bar(
-            name=when, x=widths.index.map(text), y=widths[when], base=-widths[when] / 2,
-            marker={"color": colour}, text=widths[when], hovertemplate="%{x}: %{text} channels",
-        )  # fmt: skip
+        figure.add_bar(name=when, marker={"color": colour}, **bars(comparison, when))
+    layers = comparison["out"].dropna().index
+    labelled = layers[:: -(-len(layers) // LABELS) or 1]
+    ticks = {
+        "tickvals": labelled.map(text),
+        "ticktext": [text(shortened(layer, 20)) for layer in labelled],
+    }
     return finished(
         figure,
         title="Channels that each layer puts out",
-        xaxis={"type": "category"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        bargap=0.1,
+        height=330,
+        margin={"l": 50, "r": 10, "t": 60, "b": 30},
+        xaxis={"type": "category"} | ticks,
         yaxis={"title": "channels", "showticklabels": False, "showgrid": False},
     )
+
+
+def bars(comparison: pd.DataFrame, when: str) -> dict[str, Any]:
+    """Returns the bars of a drawing, `"before"` or `"after"`; those of few layers have numbers."""
+    widths = comparison["out"].dropna()[when]
+    return {
+        "x": widths.index.map(text), "y": widths, "base": -widths / 2, "text": widths,
+        "textposition": "auto" if len(widths) <= FEW else "none",
+        "marker_line_width": 0, "hovertemplate": "%{x}: %{text} channels",
+    }  # fmt: skip

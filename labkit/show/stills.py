@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from labkit.show.pictures import PictureRenderer
+from labkit.show.sliders import Sliders
 
 VIEW = ".jp-OutputArea-child:has(.labkit-panel)"
 # A still is the two outputs after the view, which hides them as long as it is there.
@@ -71,12 +72,22 @@ def _as_html(widget: ipw.Widget) -> str:
             return f"<div>{html.escape(widget.value)}</div>"
         case ipw.Box():
             return "".join(map(_as_html, widget.children))
-        case ipw.FloatSlider() | ipw.IntSlider():
-            place = round(TRACK * (widget.value - widget.min) / (widget.max - widget.min))
-            track = f"{'─' * place}●{'─' * (TRACK - place)}"
-            said = f"{track} <b>{widget.value:g}</b>"
+        case Sliders():
+            asked = ((row["name"], widget.values.get(row["group"], 1)) for row in widget.rows)
+            return "".join(_line(name, _track(value, *widget.range)) for name, value in asked)
+        case ipw.IntSlider():
+            said = _track(widget.value, widget.min, widget.max)
         case ipw.Text() | ipw.Dropdown() | ipw.FloatLogSlider() | ipw.FloatText():
             said = f"<b>{html.escape(str(widget.value))}</b>"
         case _:
             return ""
-    return f"<div><code>{html.escape(widget.description)}</code> {said}</div>"
+    return _line(widget.description, said)
+
+
+def _track(value: float, low: float, high: float) -> str:
+    place = round(TRACK * (value - low) / (high - low))
+    return f"{'─' * place}●{'─' * (TRACK - place)} <b>{value:g}</b>"
+
+
+def _line(name: str, said: str) -> str:
+    return f"<div><code>{html.escape(name)}</code> {said}</div>"

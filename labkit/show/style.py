@@ -27,7 +27,7 @@ DARK = "#111111"
 INVERTED = """:is(.plot-container:has(> * > .main-svg[style*="white"]), .plot-img)
 {filter: invert(0.9333) hue-rotate(180deg)}"""
 IN_JUPYTER = f'[data-jp-theme-light="false"] {INVERTED}'
-CONFIG = {"displaylogo": False, "showSendToCloud": False}  # of plotly.js: no way to a cloud
+CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False}  # of plotly.js
 
 AXIS_TITLES = {
     "accuracy": "validation accuracy",
@@ -41,7 +41,7 @@ AXIS_TITLES = {
 
 
 def _offline(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a method of plotly's figures that has labkit's configuration of plotly.js."""
+    """Returns a method of plotly's figures that leads to no cloud."""
 
     @functools.wraps(method)
     def offline(self: go.Figure, *args: Any, **options: Any) -> Any:

@@ -18,17 +18,18 @@ from tests.conftest import EXAMPLES
 def test_the_sides_that_share_channels_are_linked() -> None:
     model = get_model("jsc-toy")
     explorer = LayerExplorer(model)
-    explorer._sliders["seq_blocks_5", "output"].value = 2
-    explorer._sliders["seq_blocks_5", "output"].value = 4
-    assert explorer._sliders["seq_blocks_8", "input"].value == 4
-    assert explorer._sliders["seq_blocks_5", "input"].value == 1
+    explorer.sliders.values = {"seq_blocks_5": 2}
+    explorer.sliders.values = {"seq_blocks_5": 4}
+    group = {row["name"]: row["group"] for row in explorer.sliders.rows}
+    assert group["seq_blocks_5 output"] == group["seq_blocks_8 input"] == "seq_blocks_5"
+    assert group["seq_blocks_5 input"] == group["seq_blocks_2 output"] == "seq_blocks_2"
     network, _ = linear_multiplier_transform_pass(model, explorer.pass_config)
     assert network.seq_blocks[5].out_features == 32
     before, after = explorer.figure.data
     i = list(after.x).index("seq_blocks_5")
     assert (before.y[i], after.y[i]) == (8, 32)
     assert "parameters: 327 → <b>711</b>" in explorer.totals.value
-    explorer._sliders["seq_blocks_8", "input"].value = 2  # the other way round
+    explorer.sliders.values = {"seq_blocks_5": 2}
     assert "parameters: 327 → <b>455</b>" in explorer.totals.value
 
 
@@ -43,7 +44,7 @@ def test_nothing_is_traced_or_built_when_a_slider_moves(monkeypatch: pytest.Monk
         raise AssertionError("a layer was built")
 
     monkeypatch.setattr(torch.nn.Module, "__init__", build)
-    explorer._sliders["seq_blocks_5", "output"].value = 4
+    explorer.sliders.values = {"seq_blocks_5": 4}
     assert "parameters: 327 → <b>711</b>" in explorer.totals.value
     assert "<td>711</td>" in explorer.table.value
     assert not traces
@@ -58,32 +59,25 @@ def test_channels_that_were_found_before_are_taken() -> None:
     assert f"<b>{cost.total_flops:,}</b>" in explorer.totals.value
 
 
-def test_sliders_keep_their_values_in_the_browser() -> None:
-    slider = LayerExplorer(get_model("jsc-toy"))._sliders["seq_blocks_5", "output"]
-    extent = slider.max - slider.min
-    step = slider.step * 100 / extent
-    value = slider.min
-    while value <= slider.max:  # noUiSlider: to percents, to the nearest step, and back
-        percents = round((value - slider.min) * 100 / extent / step) * step
-        assert percents * extent / 100 + slider.min == value
-        value += slider.step
-
-
 def test_what_cannot_be_met_is_said() -> None:
     explorer = LayerExplorer(get_model("jsc-toy"))
-    explorer._sliders["seq_blocks_2", "input"].value = 2
-    assert "the width stays 16 because" in explorer._notes["seq_blocks_2", "input"].value
-    explorer._sliders["seq_blocks_2", "input"].value = 1
-    assert explorer._notes["seq_blocks_2", "input"].value == ""
+    fixed = next(r["group"] for r in explorer.sliders.rows if r["name"] == "seq_blocks_2 input")
+    explorer.sliders.values = {fixed: 2}
+    assert "the width stays 16 because" in explorer.sliders.notes["seq_blocks_2 input"]
+    explorer.sliders.values = {}
+    assert explorer.sliders.notes == {}
+    explorer.sliders.values = {"seq_blocks_5": "wide"}
+    assert "expected a number, got" in explorer.totals.value
 
 
 def test_a_network_with_shortcuts() -> None:
     image = EXAMPLES["resnet8"]
     explorer = LayerExplorer(get_model("resnet8"), example_input=image)
-    explorer._sliders["stages_1_shortcut_0", "output"].value = 0.5
-    assert explorer._sliders["stages_1_conv2", "output"].value == 0.5
-    assert explorer._sliders["stages_2_conv1", "input"].value == 0.5
-    assert explorer._sliders["stages_1_conv1", "output"].value == 1
+    group = {row["name"]: row["group"] for row in explorer.sliders.rows}
+    shared = group["stages_1_shortcut_0 output"]
+    assert shared == group["stages_1_conv2 output"] == group["stages_2_conv1 input"]
+    assert shared != group["stages_1_conv1 output"]
+    explorer.sliders.values = {shared: 0.5}
     network, _ = channel_multiplier_transform_pass(
         get_model("resnet8"), explorer.pass_config, example_input=image
     )
@@ -104,7 +98,24 @@ def test_heads_and_their_width_have_sliders_of_their_own() -> None:
 
     model, x = Attention(), torch.randn(1, 5, 8)
     explorer = LayerExplorer(model, example_input=x)
-    explorer._sliders["q heads", "output"].value = 2
-    explorer._sliders["v head width", "output"].value = 1.5
+    explorer.sliders.values = {"q heads": 2, "v head width": 1.5}
     network, _ = channel_multiplier_transform_pass(model, explorer.pass_config, example_input=x)
     assert (network.q.out_features, network.v.out_features) == (16, 24)
+
+
+def test_sliders_are_folded_by_what_their_names_share() -> None:
+    rows = LayerExplorer(get_model("resnet8"), example_input=EXAMPLES["resnet8"]).sliders.rows
+    found = {row["name"]: (row["block"], row["label"]) for row in rows}
+    assert found["stages_1_shortcut_0 output"] == ("stages_1", "shortcut_0 output")
+    assert found["stages_1_conv2 input"] == ("stages_1", "conv2 input")
+    assert found["stem output"] == ("", "stem output")
+
+
+def test_the_drawing_of_a_deep_network_has_labels_that_can_be_read() -> None:
+    deep = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(200)))
+    named = torch.nn.ModuleDict({"the_encoder_of_the_network": deep})["the_encoder_of_the_network"]
+    drawing = LayerExplorer(named).figure
+    assert len(drawing.data[0].x) == 200
+    assert len(drawing.layout.xaxis.tickvals) <= 60
+    assert max(map(len, drawing.layout.xaxis.ticktext)) <= 20
+    assert drawing.data[0].textposition == "none"
