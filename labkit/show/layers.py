@@ -5,11 +5,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from labkit.show.style import BLUE, GREY, Figure, finished, metric_text, subtitle, text
-from labkit.table import shortened
+from labkit.show.style import BLUE, GREY, Figure, finished, metric_text, names_axis, subtitle, text
 
 FEW = 25  # layers, at most, whose widths are in their bars
-LABELS = 60  # of layers, at most, that can be read side by side
 WHEN = (("before", GREY), ("after", BLUE))
 
 
@@ -30,7 +28,7 @@ def layer_costs(comparison: pd.DataFrame, cost: str = "flops") -> go.Figure:
     return finished(
         figure,
         title={"text": f"{what} of each layer", "subtitle": subtitle(convention)},
-        xaxis={"type": "category"},
+        xaxis=names_axis(list(layers.index)),
         yaxis={"title": what},
     )
 
@@ -44,12 +42,6 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
     figure = Figure()
     for when, colour in WHEN:
         figure.add_bar(name=when, marker={"color": colour}, **bars(comparison, when))
-    layers = comparison["out"].dropna().index
-    labelled = layers[:: -(-len(layers) // LABELS) or 1]
-    ticks = {
-        "tickvals": labelled.map(text),
-        "ticktext": [text(shortened(layer, 20)) for layer in labelled],
-    }
     return finished(
         figure,
         title="Channels that each layer puts out",
@@ -57,7 +49,7 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
         bargap=0.1,
         height=330,
         margin={"l": 50, "r": 10, "t": 60, "b": 30},
-        xaxis={"type": "category"} | ticks,
+        xaxis=names_axis(list(comparison["out"].dropna().index)),
         yaxis={"title": "channels", "showticklabels": False, "showgrid": False},
     )
 

@@ -6,13 +6,28 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from labkit.show import plots
-from labkit.show.style import title
+from labkit.show.style import DARK, INVERTED, title
 from labkit.study.files import write
 from labkit.study.results import Results
 from labkit.study.runs import read_runs
 from labkit.table import html_table
 
-STYLE = "body {font-family: sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em}"
+STYLE = f"""
+:root {{color-scheme: light dark}}
+body {{font-family: sans-serif; max-width: 75em; margin: 1em auto; padding: 0 1em}}
+h1 {{overflow-wrap: anywhere}}
+.js-plotly-plot {{break-inside: avoid}}
+@media screen and (prefers-color-scheme: dark) {{
+  body {{background: {DARK}; color: #ddd}}
+  {INVERTED}
+}}
+@page {{margin: 1.5cm}}
+@media print {{
+  body {{margin: 0; padding: 0}}
+  .labkit {{font-size: 8pt; overflow: visible}}
+}}"""
+# Of the latest run, above the figures.
+SETTINGS = ("training_rows", "validation_rows", "sampler", "epochs", "learning_rate")
 CURVES = 20  # of the front's networks, at most: more could not be told apart
 
 
@@ -43,14 +58,16 @@ def write_page(results: Results, path: Path) -> None:
         figure.to_html(full_html=False, include_plotlyjs=i == 0)
         for i, figure in enumerate(figures(results))
     )
-    latest = read_runs(path.parent)[-1:]
-    foot = ", ".join(f"{key} {value}" for run in latest for key, value in run.items())
+    latest = (read_runs(path.parent) or [{}])[-1]
+    settings = [f"{key.replace('_', ' ')} {latest[key]}" for key in SETTINGS if latest.get(key)]
+    foot = ", ".join(f"{key} {value}" for key, value in latest.items())
     page = f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{heading["text"]}</title><style>{STYLE}</style></head>
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{heading["text"]}</title><style>{STYLE}</style></head>
 <body>
 <h1>{heading["text"]}</h1>
-<p>{heading["subtitle"]["text"]}</p>
+<p>{heading["subtitle"]["text"]}<br>{html.escape("; ".join(settings))}</p>
 <h2>The Pareto front</h2>
 {html_table(results.front_table())}
 {"".join(drawn)}

@@ -17,6 +17,7 @@ from labkit.show.pictures import save_image
 from labkit.show.style import conditions, finished, finite, metric_text, text, title
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.results import Results
+from labkit.table import shortened
 
 __all__ = [
     "conditions", "confusion_matrix", "hypervolume", "layer_costs", "network_drawing",
@@ -128,7 +129,9 @@ def widths_along_front(results: Results) -> go.Figure:
     widths = pd.DataFrame([results.plan(number).to_dict() for number in front.index])
     figure = style.Figure()
     for i, group in enumerate(widths):
-        figure.add_scatter(name=text(group), x=front[cost], y=widths[group], **style.look(i))
+        figure.add_scatter(
+            name=text(shortened(str(group))), x=front[cost], y=widths[group], **style.look(i)
+        )
     figure.update_traces(line={"shape": "hv"}, marker={"size": 10})
     ticks = sorted(set(widths.stack()))  # and another one, lest there be one alone
     return finished(
@@ -178,7 +181,7 @@ def hypervolume(
         "No trial has finished.",
         title=heading,
         xaxis={"title": "trials" if against == "trial" else "seconds", "rangemode": "tozero"},
-        yaxis={"title": "share of the box to the reference point", "rangemode": "tozero"},
+        yaxis={"title": "share of the box", "rangemode": "tozero"},
         showlegend=len(results) > 1,
     )
 
@@ -249,8 +252,8 @@ def width_importance(results: Results) -> go.Figure:
         figure,
         "No objective varies." if varied else "No width differs between the trained networks.",
         title=title(results, "Importance of widths: ", *notes),
-        xaxis={"title": "share of the variance that a width explains alone", "range": [0, 1]},
-        yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
+        xaxis={"title": "share of variance explained alone", "range": [0, 1]},
+        yaxis={"autorange": "reversed"} | style.names_axis(varied),
         showlegend=True,
     )
 

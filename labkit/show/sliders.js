@@ -4,12 +4,13 @@
 const FEW = 16; // sliders that need no folding
 
 function make(tag, parent, properties) {
-  return parent.appendChild(Object.assign(document.createElement(tag), properties));
+  const element = Object.assign(document.createElement(tag), properties);
+  element.dataset.lmSuppressShortcuts = "true"; // keys move the slider, not the notebook
+  return parent.appendChild(element);
 }
 
 function render({ model, el }) {
   el.classList.add("labkit-sliders");
-  el.dataset.lmSuppressShortcuts = "true"; // arrow keys move the slider, not the notebook
   const search = make("input", el, { type: "search", placeholder: "Find a layer" });
   search.ariaLabel = search.placeholder;
   const box = make("div", el, { className: "labkit-blocks" });

@@ -8,6 +8,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.table import shortened
 
 LOW, HIGH = 0.25, 8.0  # of a multiplier
@@ -23,6 +24,9 @@ class Sliders(anywidget.AnyWidget):
         rows: What each slider is: name, group, block, and label within the block.
         values: Channel group → the multiplier that is asked for; where there is none, 1.
         notes: Name of a slider → what is to be said of it.
+
+    Raises:
+        LabkitError: On setting `values`: there is no such group, or no such multiplier.
     """
 
     _esm = Path(__file__).with_suffix(".js")
@@ -33,13 +37,24 @@ class Sliders(anywidget.AnyWidget):
     notes = traitlets.Dict().tag(sync=True)
 
     def __init__(self, sides: Sequence[tuple[str, str, str]]):
-        super().__init__(rows=list(_rows(sides)))
+        super().__init__(rows=_rows(sides))
+
+    @traitlets.validate("values")
+    def _check(self, proposal: Any) -> dict[str, float]:
+        groups = {row["group"] for row in self.rows}
+        for group, value in proposal.value.items():
+            if group not in groups:
+                said = did_you_mean(group, groups)
+                raise LabkitError(f"values: there is no slider of {shown(group)}; {said}")
+            if not (isinstance(value, int | float) and LOW <= value <= HIGH):
+                expected = f"expected a number from {LOW:g} to {HIGH:g}"
+                raise LabkitError(f"values[{group!r}]: {expected}, got {shown(value)}")
+        return proposal.value
 
 
 def _rows(sides: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
     beginnings = {
-        layer: [layer[:i] for i, letter in enumerate(layer) if letter == "_"]
-        for layer, *_ in sides
+        layer: [layer[:i] for i, letter in enumerate(layer) if letter == "_"] for layer, *_ in sides
     }
     shared = Counter(beginning for those in beginnings.values() for beginning in those)
     rows = []

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import html
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from labkit.study.results import Results
+from labkit.table import shortened
 
 # Okabe and Ito's colours, which colour-blind people can tell apart (jfly.uni-koeln.de/color).
 # Without the two that cannot be seen on white.
@@ -19,7 +21,9 @@ GREY = "#767676"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY)
 SYMBOLS = 25  # of plotly's, those that are filled
 TEMPLATE = "labkit"
-pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout={"colorway": COLOURS})
+BELOW = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+LAYOUT = {"colorway": COLOURS, "legend": BELOW}
+pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout=LAYOUT)
 
 # Figures are drawn on white; a dark page inverts them, and turns their hues back. White becomes
 # the dark of JupyterLab (#111111). What is drawn dark by someone else stays as it is.
@@ -93,13 +97,16 @@ def conditions(results: Results) -> str:
 def title(results: Results, what: str = "", *notes: str) -> dict[str, Any]:
     """Returns a title that names network and data, above the counts, the conditions and notes."""
     name = text(f"{results.about.get('model')} on {results.about.get('dataset')}")
-    said = f"{results.counts()}; {conditions(results)}"
-    return {"text": what + name, "subtitle": subtitle(said, "; ".join(notes))}
+    return {
+        "text": what + name,
+        "subtitle": subtitle(results.counts(), conditions(results), *notes),
+    }
 
 
 def subtitle(*lines: str) -> dict[str, str]:
-    """Returns lines below a title: one that is long would be cut at the figure's edge."""
-    return {"text": "<br>".join(text(line) for line in lines if line)}
+    """Returns lines below a title, wrapped: a long one would be cut at the figure's edge."""
+    short = (part for line in lines for part in textwrap.wrap(line, 64, break_long_words=False))
+    return {"text": "<br>".join(map(text, short))}
 
 
 def look(i: int, dash: str = "solid") -> dict[str, Any]:
@@ -121,6 +128,16 @@ def cost_axis(metric: str, values: Sequence[float]) -> dict[str, Any]:
         "tickformat": ",",
         "type": "log" if low > 0 else "linear",
         "dtick": _dtick(low, high) if low > 0 else None,
+    }
+
+
+def names_axis(names: Sequence[object], most: int = 60) -> dict[str, Any]:
+    """Returns an axis of names: the middle of a long one is left out; of many, some are shown."""
+    labelled = names[:: -(-len(names) // most) or 1]
+    return {
+        "type": "category",
+        "tickvals": [text(name) for name in labelled],
+        "ticktext": [text(shortened(str(name), 20)) for name in labelled],
     }
 
 

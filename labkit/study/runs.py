@@ -17,6 +17,7 @@ import torch
 
 from labkit.checks import readable
 from labkit.data import Dataset
+from labkit.study.config import SearchConfig
 from labkit.study.files import write
 from labkit.study.storage import without_password
 
@@ -37,13 +38,19 @@ def here(device: torch.device) -> dict[str, Any]:
     }
 
 
-def add_run(folder: Path, seed: int, data: Dataset) -> None:
+def add_run(folder: Path, config: SearchConfig, data: Dataset) -> None:
     """Adds the run that begins now, on this machine, to those of a results folder."""
+    training = config.training
     run = {
         "started": datetime.now().isoformat(),
         "command": _command(),
-        "seed": seed,
+        "sampler": config.search.strategy.setup.sampler,
+        "epochs": training and training.max_epochs,
+        "learning_rate": training and training.learning_rate,
+        "seed": config.seed,
         "data": data.fingerprint(),
+        "training_rows": len(data.x_train),
+        "validation_rows": len(data.x_val),
         **here(data.x_train.device),
     }
     write(folder / FILE, json.dumps([*read_runs(folder), run], indent=2) + "\n")

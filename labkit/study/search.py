@@ -223,7 +223,7 @@ class Search:
                 self._networks.drop_others(trial.number for trial in self.store.front)
             if self.folder is not None:
                 write_config(self.config, self.folder)
-                add_run(self.folder, self.config.seed, self.experiment.data)
+                add_run(self.folder, self.config, self.experiment.data)
                 if not self.store.shared:  # others may be writing
                     remove_unfinished(self.folder)
             try:

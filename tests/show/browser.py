@@ -50,6 +50,13 @@ def press_key(page: Page, slider: str, key: str, times: int) -> None:
         handle.press(key)
 
 
+def move(page: Page, slider: str, key: str, times: int) -> None:
+    """Moves a slider of the explorer."""
+    handle = page.get_by_role("slider", name=f"{slider} multiplier")
+    for _ in range(times):
+        handle.press(key)
+
+
 def darken(page: Page) -> None:
     page.get_by_role("menuitem", name="Settings", exact=True).click()
     page.locator(".lm-Menu-item", has_text="Theme").first.hover()

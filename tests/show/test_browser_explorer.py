@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from labkit import plots
-from tests.show.browser import IN_BROWSER, darken, open_notebook, run_all, shoot
+from tests.show.browser import IN_BROWSER, barriers, darken, move, open_notebook, run_all, shoot
 from tests.show.studies import study
 from tests.show.test_style import contrast
 
@@ -24,6 +24,24 @@ from labkit import plots
 model = labkit.get_model("jsc-toy")
 display(plots.layer_costs(labkit.compare(model, None)))
 labkit.LayerExplorer(model)
+"""
+DEEP = """
+import labkit, torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+    def forward(self, x):
+        return x + self.conv3(self.conv2(self.conv1(x)).relu()).relu()
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        stages = (nn.Sequential(*(Block() for _ in range(n))) for n in (3, 4, 6, 3))
+        self.feature_extractor_stages = nn.Sequential(*stages)
+    def forward(self, x):
+        return self.feature_extractor_stages(x)
+labkit.LayerExplorer(Deep(), example_input=torch.zeros(1, 8, 8, 8))
 """
 COLOURS = """async ([picture]) => {
     const image = new Image();
@@ -81,10 +99,10 @@ def test_logarithmic_axes_have_ticks_with_labels(page: Page) -> None:
 
 def test_figures_follow_the_theme_and_lead_to_no_cloud(lab: str, page: Page) -> None:
     run_notebook(page, lab, "figures.ipynb", FIGURES)
+    page.locator(".jp-RenderedPlotly").hover()  # until then it is a picture
     figures = page.locator(".js-plotly-plot")
     expect(figures).to_have_count(2)
-    for background, change in ((1, lambda: None), (17 / 255, lambda: darken(page))):
-        change()
+    for background in (1, 17 / 255):
         for i in range(2):
             figure = figures.nth(i)
             figure.scroll_into_view_if_needed()
@@ -96,7 +114,64 @@ def test_figures_follow_the_theme_and_lead_to_no_cloud(lab: str, page: Page) -> 
                 shown = colours(figure.locator(text).first)
                 assert max(contrast(colour, paper) for colour in shown) >= 4.5
         shoot(page, f"figures-{round(background * 255)}")
+        if background == 1:
+            darken(page)
     buttons = figures.locator(".modebar-btn")
     titles = buttons.evaluate_all("all => all.map(one => one.dataset.title)")
     assert titles.count("Download plot as a PNG") == 2
     assert not any("hare" in title or "lotly" in title for title in titles)
+
+
+def test_a_picture_of_a_figure_is_dark_in_a_dark_notebook(lab: str, page: Page) -> None:
+    run_notebook(page, lab, "pictures.ipynb", FIGURES)
+    darken(page)
+    paper, *_ = colours(page.locator(".plot-img"))
+    assert paper == pytest.approx(17 / 255, abs=0.003)
+
+
+def test_the_sliders_of_a_network(lab: str, page: Page) -> None:
+    open_notebook(page, lab, "01_channel_multiplier.ipynb")
+    run_all(page)
+    explorer = page.locator(".labkit-panel")
+    explorer.scroll_into_view_if_needed()
+    expect(explorer.get_by_text("parameters: 327 → 327")).to_be_visible()
+    move(page, "seq_blocks_5 output", "ArrowRight", 4)
+    expect(explorer.get_by_text("parameters: 327 → 455")).to_be_visible()
+    slider = page.get_by_role("slider", name="seq_blocks_8 input multiplier")  # of the same group
+    expect(slider).to_have_value("2")
+    expect(slider).to_have_attribute("aria-valuetext", "× 2")
+    move(page, "seq_blocks_2 input", "ArrowRight", 1)
+    expect(explorer.get_by_text("the width stays 16 because")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("slider", name="seq_blocks_2 output")).to_be_focused()
+    expect(explorer.get_by_text("parameters: 327 → 455")).to_be_visible()  # no key went elsewhere
+    assert barriers(page, ".labkit-panel") == []
+
+
+def test_a_deep_network_in_the_explorer(lab: str, page: Page) -> None:
+    run_notebook(page, lab, "deep.ipynb", DEEP)
+    explorer = page.locator(".labkit-panel")
+    explorer.scroll_into_view_if_needed()
+    expect(explorer.locator("summary:visible")).not_to_have_count(0)
+    assert explorer.get_by_role("slider").count() < 20  # the others are folded
+    search = explorer.get_by_role("searchbox", name="Find a layer")
+    search.fill("STAGES_2_1_CONV2")
+    expect(explorer.get_by_role("slider")).to_have_count(2)
+    search.fill("conv2")
+    expect(explorer.get_by_role("slider")).to_have_count(32)
+    for width in (1024, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(1000)  # JupyterLab and plotly lay out anew
+        explorer.evaluate("it => it.scrollIntoView()")
+        last = explorer.get_by_role("slider").last
+        last.focus()
+        last.press("ArrowRight")
+        for seen in (explorer.get_by_text("parameters:"), explorer.locator(".gtitle"), last):
+            expect(seen).to_be_in_viewport(ratio=0.99)
+        assert explorer.evaluate("it => it.scrollWidth <= it.clientWidth")
+        labels = explorer.locator(".labkit-blocks span:visible")
+        assert labels.evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
+        tick = explorer.locator(".xtick").last.bounding_box()
+        assert tick is not None
+        assert tick["x"] + tick["width"] <= width
+        shoot(page, f"explorer-{width}")

@@ -1,5 +1,8 @@
 """The explorer, without a browser."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import fx
@@ -12,6 +15,7 @@ from labkit import (
     linear_multiplier_transform_pass,
     total_cost,
 )
+from labkit.errors import LabkitError
 from tests.conftest import EXAMPLES
 
 
@@ -66,8 +70,24 @@ def test_what_cannot_be_met_is_said() -> None:
     assert "the width stays 16 because" in explorer.sliders.notes["seq_blocks_2 input"]
     explorer.sliders.values = {}
     assert explorer.sliders.notes == {}
-    explorer.sliders.values = {"seq_blocks_5": "wide"}
-    assert "expected a number, got" in explorer.totals.value
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"seq_blocks_4": 2}, "there is no slider of 'seq_blocks_4'; did you mean 'seq_blocks_"),
+        (
+            {"seq_blocks_5": "wide"},
+            "expected a number from 0.25 to 8, got 'wide'",
+        ),
+        ({"seq_blocks_5": math.nan}, "got nan"),
+    ],
+)
+def test_values_that_no_slider_has(values: dict[str, Any], said: str) -> None:
+    explorer = LayerExplorer(get_model("jsc-toy"))
+    with pytest.raises(LabkitError, match=f"values.*{said}"):
+        explorer.sliders.values = values
+    assert explorer.sliders.values == {}
 
 
 def test_a_network_with_shortcuts() -> None:

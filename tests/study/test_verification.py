@@ -162,6 +162,10 @@ def test_a_folder_says_when_where_and_how_it_was_run(
     foot = (tmp_path / "pareto.html").read_text().rpartition("<footer>")[2]
     assert "labkit search &#x27;my jets.toml&#x27; --storage" in foot
     assert f"torch {torch.__version__}" in foot
+    heading = (tmp_path / "pareto.html").read_text().partition("<h2>")[0]
+    rows = f"training rows {len(blobs.x_train)}; validation rows {len(blobs.x_val)}"
+    rate = second["learning_rate"]
+    assert f"{rows}; sampler tpe; epochs {second['epochs']}; learning rate {rate}</p>" in heading
     assert second["seed"] == 42
     assert second["data"] == blobs.fingerprint()
     assert second["torch"] == torch.__version__
