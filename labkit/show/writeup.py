@@ -6,7 +6,7 @@ A student's own text stands between marked lines, and stays when it is written a
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +27,14 @@ from labkit.study.runs import read_runs
 from labkit.table import markdown_table
 
 OWN = re.compile(r"<!-- yours: (\w+) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
+ONE_SEED = (
+    "Each network was trained once: seeds alone move an accuracy, so neighbours on the front may "
+    "be equal. `labkit replicate` trains them with more."
+)
+SEVERAL_SEEDS = (
+    "± is one standard deviation over {}. Networks tie that a paired t-test at 5% does not tell "
+    "apart, uncorrected for several tests."
+)
 STYLE = """body {font: 11pt/1.5 sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em}
 table {border-collapse: collapse; font-size: 85%; display: block; overflow-x: auto}
 :is(th, td) {padding: 0.2em 0.7em; text-align: right; border-bottom: 1px solid #ccc}
@@ -42,7 +50,7 @@ def write_report(
     """Writes a search's write-up; see `Results.report`."""
     if path.suffix not in (".html", ".md", ".pdf"):
         raise LabkitError(f"path: expected a name ending in .html, .md or .pdf, got {str(path)!r}")
-    best = results.best_trial(next(iter(results.objectives)))
+    results.best_trial(_first(results))  # raises where none has finished
     with names.opening(trust=trust):
         config = load_config(folder / "config.toml")
         try:
@@ -51,24 +59,20 @@ def write_report(
             measured = as_markdown(str(error))
     drawn = path.with_name(f"{path.stem}-front.png")
     method = _listed(_method(results, config, folder, measured))
-    text = _text(results, best, method, measured, drawn.name)
+    text = _text(results, method, measured, drawn.name)
     own, of_a_page = _own_texts(path, text)
     if path.suffix == ".md":
         write(drawn, picture(pareto_front(results)))
         return write(path, _with_own(text, own))
-    # What was written for a page goes into it as it is; the rest is Markdown, between blank lines.
-    text = text if of_a_page else _with_own(text, {name: f"\n{t}\n" for name, t in own.items()})
     with in_words("report: a page needs the extra 'lab', pip install 'labkit[lab]'"):
         import mistune
 
-        body = str(mistune.html(text))
+        own = own if of_a_page else {name: str(mistune.html(t)) for name, t in own.items()}
+        body = _with_own(str(mistune.html(text)), own)
     image = base64.b64encode(picture(pareto_front(results), "svg")).decode()
     body = body.replace(f'src="{drawn.name}"', f'src="data:image/svg+xml;base64,{image}"')
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><style>{STYLE}</style>'
-        f"<title>{text.splitlines()[0][2:]}</title></head>\n"
-        f"<body>\n{_with_own(body, own) if of_a_page else body}</body>\n</html>\n"
-    )
+    head = f'<meta charset="utf-8"><title>{text.splitlines()[0][2:]}</title><style>{STYLE}</style>'
+    page = f'<!doctype html>\n<html lang="en">{head}\n{body}</html>\n'
     write(path, page if path.suffix == ".html" else printed(page))
 
 
@@ -94,21 +98,22 @@ def _with_own(text: str, own: dict[str, str]) -> str:
     return OWN.sub(lambda mark: f"<!-- yours: {mark[1]} -->\n{own[mark[1]]}\n<!-- end -->", text)
 
 
-def _text(results: Results, best: int, method: str, measured: Heldout | str, drawn: str) -> str:
-    about, objectives = results.about, results.objectives
-    titles = {metric: AXIS_TITLES.get(metric, as_markdown(metric)) for metric in objectives}
-    table = results.front_table()
-    if "ties" in results.best_trials:
-        ties = results.best_trials.set_index("number")["ties"]
-        table["ties"] = [", ".join(map(str, ties[number])) for number in table.index]
-    what = as_markdown(f"{about['model']} on {about['dataset']}")
-    return f"""# How wide each layer should be: {what}
+def _first(results: Results) -> str:
+    return next(iter(results.objectives))
+
+
+def _text(results: Results, method: str, measured: Heldout | str, drawn: str) -> str:
+    titles = {m: AXIS_TITLES.get(m, as_markdown(m)) for m in results.objectives}
+    table, first = results.front_table(), _first(results)
+    best = results.best_trial(first)
+    what = as_markdown(f"{results.about['model']} on {results.about['dataset']}")
+    return f"""# How wide each layer should be: {as_markdown("{model} on {dataset}".format(**results.about))}
 
 *Written by labkit. Only what stands between lines marked “yours” stays when it is written again.*
 
 ## Overview
 
-The search tried to {" and ".join(f"{way} {titles[m]}" for m, way in objectives.items())}.
+The search tried to {" and ".join(f"{way} {titles[m]}" for m, way in results.objectives.items())}.
 {results.counts()}. {len(table)} form the Pareto front: no other network is as good in all of this
 and better in some.
 
@@ -118,13 +123,13 @@ and better in some.
 
 ## The network
 
-The layers of trial {best}, the best of the front by {titles[next(iter(objectives))]}:
+The layers of trial {best}, the best of the front by {titles[first]}:
 
-{_layers(results, best)}
+{_layers(results)}
 
 ## Pass configurations
 
-{_configurations(results, best)}
+{_configurations(results, [best, table.index[0]])}
 
 ## Method
 
@@ -158,21 +163,18 @@ def _listed(lines: Iterator[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _layers(results: Results, number: int) -> str:
+def _layers(results: Results) -> str:
     try:
-        if results.open_network is None:
-            raise LabkitError("the results were read without networks")
-        example = torch.zeros(1, *results.about["input_shape"])
-        table = layer_table(results.open_network(number), example_input=example)
+        network = results.best(_first(results))
+        table = layer_table(network, example_input=torch.zeros(1, *results.about["input_shape"]))
     except LabkitError as error:
         return f"(They cannot be listed here: {as_markdown(str(error))}.)"
     return markdown_table(table[["type", "in", "out", "parameters", "flops", "share"]])
 
 
-def _configurations(results: Results, best: int) -> str:
-    """Returns the configurations of the best network and of the cheapest."""
+def _configurations(results: Results, numbers: Sequence[int]) -> str:
     shown = []
-    for number in dict.fromkeys([best, results.front_table().index[0]]):
+    for number in dict.fromkeys(numbers):
         keys = results.records[number].record.pass_config.items()
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in keys)
         plan = as_markdown(str(results.plan(number)))
@@ -208,16 +210,16 @@ def _seeds(results: Results) -> str:
 def _common(results: Results) -> Iterator[str]:
     """Yields what is true of all networks on the front."""
     plans = pd.DataFrame([results.plan(number).to_dict() for number in results.front.index])
-    everywhere = "In the only network" if len(plans) == 1 else f"In all {len(plans)} networks"
-    everywhere += " of the front"
     for group, width in results.about["original"].items():
-        widths, name = plans[group], as_markdown(group)
+        widths = plans[group]
         if widths.nunique() == 1:
             was = "as in the original" if widths[0] == width else f"where the original has {width}"
-            yield f"{everywhere} {name} is {widths[0]}, {was}."
+            said = f"{widths[0]}, {was}"
         elif (widths > width).all() or (widths < width).all():
-            way = "wider" if widths[0] > width else "narrower"
-            yield f"{everywhere} {name} is {way} than the original's {width}."
+            said = f"{'wider' if widths[0] > width else 'narrower'} than the original's {width}"
+        else:
+            continue
+        yield f"{as_markdown(group)} is {said}, in all {len(plans)} networks of the front."
 
 
 def _test(measured: Heldout | str) -> str:
@@ -235,30 +237,15 @@ def _test(measured: Heldout | str) -> str:
 
 def _limits(results: Results, measured: Heldout | str) -> Iterator[str]:
     """Yields what the results cannot tell."""
-    seeds, front = _seeds(results), results.front
-    if seeds == "one seed":
+    yield {"one seed": ONE_SEED}.get(seeds := _seeds(results), SEVERAL_SEEDS.format(seeds))
+    histories = [t.record.history for t in results.front_trials if t.record.history]
+    curves = [[epoch["accuracy"] for epoch in history] for history in histories]
+    if rising := sum(max(curve) == curve[-1] for curve in curves):
         yield (
-            "Each network was trained once: seeds alone move an accuracy, so neighbours on the "
-            "front may be equal. `labkit replicate` trains them with more."
-        )
-    else:
-        yield (
-            f"± is one standard deviation over {seeds}. Networks tie that a paired t-test at 5% "
-            "does not tell apart, uncorrected for several tests."
-        )
-    accuracies = [
-        [epoch["accuracy"] for epoch in history]
-        for number in front.index
-        if (history := results.records[number].record.history)
-    ]
-    if rising := sum(max(curve) == curve[-1] for curve in accuracies):
-        yield (
-            f"{rising} of {len(accuracies)} networks were at their best after the last epoch: "
-            "longer training may raise them, and change their order."
+            f"{rising} of {len(curves)} networks were at their best after the last epoch: longer "
+            "training may raise them, and change their order."
         )
     if isinstance(measured, Heldout):
-        n, p = measured.rows["validation"], front["accuracy"].max()
-        yield (
-            f"An accuracy on {n:,} validation rows has a standard error of "
-            f"{(p * (1 - p) / n) ** 0.5:.4f}: smaller differences say little."
-        )
+        n, p = measured.rows["validation"], results.front["accuracy"].max()
+        error = (p * (1 - p) / n) ** 0.5
+        yield f"An accuracy on {n:,} validation rows has a standard error of {error:.4f}."

@@ -63,14 +63,7 @@ class Experiment:
             register_operator(names.imported("operators", name)) for name in config.operators
         ]
         self.model = get_model(model if model is not None else config.model)
-        if data is None:
-            if names_file(config.dataset, place := Path(config.dataset)) and not place.exists():
-                raise LabkitError(
-                    f"dataset: there is no file {config.dataset!r}; correct it in the TOML (a "
-                    "study knows its data by what they hold), or give data="
-                )
-            reading = {key: getattr(config, key) for key in Reading.model_fields}
-            data = load_data(config.dataset, **reading)
+        data = data_of(config) if data is None else data
         with in_words("model: it cannot be trained"):
             check_fit(self.model.cpu(), data, self.training)
         if self.training is not None and self.training.weights == "keep":
@@ -198,6 +191,20 @@ class Experiment:
             failure = Failure.of(FailureKind.RUNNER, error)
             return record.model_copy(update={"failure": failure})
         return measured_record
+
+
+def data_of(config: SearchConfig) -> Dataset:
+    """Returns the data set that a configuration names.
+
+    Raises:
+        LabkitError: It names none, or one that cannot be used.
+    """
+    if names_file(config.dataset, place := Path(config.dataset)) and not place.exists():
+        raise LabkitError(
+            f"dataset: there is no file {config.dataset!r}; correct it in the TOML (a "
+            "study knows its data by what they hold), or give data="
+        )
+    return load_data(config.dataset, **{key: getattr(config, key) for key in Reading.model_fields})
 
 
 def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,22 +7,19 @@ from pathlib import Path
 from pydantic import FiniteFloat
 
 from labkit.checks import Table, checked, readable
-from labkit.data import Dataset, load_data
+from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.config import load_config
+from labkit.study.experiment import data_of
 from labkit.study.files import write
 from labkit.study.results import Results
 from labkit.training import evaluate
 
-FILE = "test.json"
-
 
 class Heldout(Table):
-    """What the test split was opened for.
+    """What the test split was opened for: the accuracy of a trial's network, by the first seed.
 
     Attributes:
-        trial: Of the network.
-        accuracy: On the test split, by the weights of the first seed.
         rows: Split → how many rows it has.
     """
 
@@ -31,25 +28,18 @@ class Heldout(Table):
     rows: dict[str, int]
 
 
-def measure_once(results: Results, folder: Path, data: Dataset | None = None) -> Heldout:
+def measure_once(results: Results, folder: Path, data: Dataset | None) -> Heldout:
     """Returns the test accuracy of the network of the front with the best validation accuracy.
 
     It is measured the first time and read from then on, also where another network has become the
     best: who measures until they like the number has trained on the test split.
 
-    Args:
-        results: Of the search, with its networks.
-        folder: Its results folder.
-        data: The data set, where the search was given one.
-
     Raises:
         LabkitError: The data are not there, or not those of the search; or no network is.
     """
-    if (file := folder / FILE).exists():
+    if (file := folder / "test.json").exists():
         return checked(Heldout, readable("folder", file).read_bytes(), file.name)
-    if data is None:
-        config = load_config(folder / "config.toml")
-        data = load_data(config.dataset, label=config.label)
+    data = data_of(load_config(folder / "config.toml")) if data is None else data
     if data.fingerprint() != results.description.identity.data:
         raise LabkitError(f"data: {data.name!r} is not what was searched with")
     accuracy = evaluate(results.best().to(data.x_test.device), *data.split("test"))["accuracy"]

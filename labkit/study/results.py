@@ -222,12 +222,12 @@ class Results:
         return table
 
     def front_table(self) -> pd.DataFrame:
-        """Returns the front, cheap first: the objectives, with their spread, and each width."""
+        """Returns the front, cheap first: the objectives, with spread and ties, and each width."""
         costs = [metric for metric, way in self.objectives.items() if way == "minimize"]
         front = self.front.sort_values(costs) if costs else self.front
         table = front[list(self.objectives)].copy()
         if "accuracy" in self.objectives and "accuracy" in self.best_trials:
-            table["accuracy"] = self.best_trials.set_index("number")["accuracy"]
+            table[["accuracy", "ties"]] = self.best_trials.set_index("number")[["accuracy", "ties"]]
         widths = [self.plan(number).to_dict() for number in front.index]
         return table.join(pd.DataFrame(widths, index=front.index)).rename_axis("trial")
 
