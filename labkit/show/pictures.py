@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import base64
 import functools
-import os
 import queue
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.io.base_renderers import MimetypeRenderer
 
 from labkit.checks import as_path
@@ -125,9 +123,3 @@ class PictureRenderer(MimetypeRenderer):
             except LabkitError:
                 PictureRenderer.fails = True
         return {}
-
-
-pio.renderers["picture"] = PictureRenderer()
-# In a notebook, unless the user chose what shows figures.
-if pio.renderers.default in ("plotly_mimetype", "vscode") and "PLOTLY_RENDERER" not in os.environ:
-    pio.renderers.default += "+picture"

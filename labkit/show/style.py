@@ -4,6 +4,7 @@ import contextlib
 import functools
 import html
 import math
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from labkit.show.pictures import PictureRenderer
 from labkit.study.results import Results
 from labkit.table import shortened
 
@@ -24,6 +26,11 @@ TEMPLATE = "labkit"
 BELOW = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
 LAYOUT = {"colorway": COLOURS, "legend": BELOW}
 pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout=LAYOUT)
+
+pio.renderers["picture"] = PictureRenderer()
+# In a notebook, unless the user chose what shows figures.
+if pio.renderers.default in ("plotly_mimetype", "vscode") and "PLOTLY_RENDERER" not in os.environ:
+    pio.renderers.default += "+picture"
 
 # Figures are drawn on white; a dark page inverts them, and turns their hues back. White becomes
 # the dark of JupyterLab (#111111). What is drawn dark by someone else stays as it is.

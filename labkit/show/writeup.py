@@ -107,7 +107,7 @@ def _text(results: Results, method: str, measured: Heldout | str, drawn: str) ->
     table, first = results.front_table(), _first(results)
     best = results.best_trial(first)
     what = as_markdown(f"{results.about['model']} on {results.about['dataset']}")
-    return f"""# How wide each layer should be: {as_markdown("{model} on {dataset}".format(**results.about))}
+    return f"""# How wide each layer should be: {what}
 
 *Written by labkit. Only what stands between lines marked “yours” stays when it is written again.*
 

@@ -105,10 +105,9 @@ class Results:
         failure, and one a metric.
         """
         elapsed = _elapsed(self.records)
-        metrics = dict.fromkeys(m for trial in self.records for m in trial.record.metrics)
         rows = [self._row(trial) | {"elapsed": elapsed[trial.number]} for trial in self.records]
-        names = [*COLUMNS, *(metrics | dict.fromkeys(self.objectives))]
-        table = Table(rows).reindex(columns=names)
+        names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row), *self.objectives])
+        table = Table(rows).reindex(columns=list(names))
         return table.set_index("number").astype({"trained_in": "Int64"})
 
     def _row(self, trial: Trial) -> dict[str, Any]:

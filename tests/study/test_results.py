@@ -59,7 +59,9 @@ def test_the_front_is_read_from_cheap_to_dear_with_its_spread_and_widths() -> No
     added = {0: [{"accuracy": 0.7}, {"accuracy": 0.9}], 1: [{"accuracy": 0.4}, {"accuracy": 0.4}]}
     again = results(*found, added_replicates=added)
     assert again.front_table()["accuracy"].tolist() == ["0.4000 ± 0.0000", "0.8000 ± 0.1414"]
+    assert again.front_table()["ties"].tolist() == [[0], [1]]
     assert again.trials["accuracy"][0] == pytest.approx(0.8)
+    assert again.trials["accuracy_std"][0] == pytest.approx(0.1414, abs=1e-4)  # a figure's bars
     assert again.best_trials["ties"].tolist() == [[1], [0]]
 
 
