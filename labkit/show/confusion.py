@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError, in_words
-from labkit.show.style import BLUE, Figure, finished, subtitle, text
+from labkit.show.style import Figure, finished, subtitle, text
 from labkit.training.metrics import logits_of
 
 
@@ -39,8 +39,8 @@ def confusion_matrix(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[s
     names = [text(name) for name in classes]
     figure = Figure()
     figure.add_heatmap(
-        z=shares.tolist(), x=names, y=names, texttemplate="%{z:.2f}", showscale=False,
-        colorscale=[(0, "white"), (1, BLUE)], zmin=0, zmax=1,
+        z=shares.tolist(), x=names, y=names, texttemplate="%{z:.2f}", textfont={"color": "black"},
+        colorscale=[(0, "white"), (1, "#56B4E9")], zmin=0, zmax=1, showscale=False,
         hovertemplate="%{y} taken for %{x}: %{z:.1%}<extra></extra>",
     )  # fmt: skip
     right = f"accuracy {(said == y).double().mean():.3f} on {len(y):,} rows"
