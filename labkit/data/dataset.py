@@ -210,7 +210,8 @@ class Dataset:
         rows = [f"  {name}: {' + '.join(map(str, n))}" for name, *n in zip(self.classes, *counts)]
         named = zip(self.features or ["all"], self.ranges)
         return "\n".join([
-            f"{self!r}; chance level {chance:.3f}, by one class for all",
+            repr(self),
+            f"chance level {chance:.3f}, by one class for all",
             "class: training + validation + test rows",
             *rows,
             "feature: range before standardising",

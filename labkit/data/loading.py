@@ -93,7 +93,7 @@ def load_data(
             return _read_cifar10(file)
         if kind in READERS:
             return READERS[kind](readable("dataset", file), how)
-    more = f", the path of a {', '.join([*TABLES, *READERS])} file, or of a folder"
+    more = f", the path of a {', '.join([*TEXTS, '.parquet', *READERS])} file, or of a folder"
     return build("dataset", str(name), find("dataset", str(name), DATA, "data set", more), Dataset)
 
 

@@ -44,9 +44,12 @@ def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[
             raise LabkitError(f"dataset: a column of {path.name} has no name; {mend}")
         notes.append("left out a column without a name")
         table = table.drop(columns=unnamed)
-    counting = [n for n in table.select_dtypes("integer") if (np.diff(table[n]) == 1).all()]
-    if counting:
-        notes.append(f"a feature counts the rows: drop={counting} if it is none")
+    numbers, n = table.select_dtypes("integer").items(), labels.nunique()
+    counting = [name for name, own in numbers if (np.diff(own) == 1).all()]
+    same = [name for name, own in table.items() if own.nunique() == n == len({*zip(own, labels)})]
+    for what, suspects in ("counts the rows", counting), ("is the label in other words", same):
+        if suspects:
+            notes.append(f"a feature {what}: drop={suspects} if it is none")
     return table, labels, notes
 
 

@@ -137,7 +137,7 @@ def test_the_card_has_counts_chance_level_ranges_and_what_was_done() -> None:
     table = pd.DataFrame({"age": np.arange(200) / 2, "sex": ["f", "m"] * 100})
     card = Dataset.from_arrays(table, y, name="people").describe()
     assert card.splitlines() == [
-        "Dataset(people: 160 training, 20 validation and 20 test rows of shape (3,), 2 classes); "
+        "Dataset(people: 160 training, 20 validation and 20 test rows of shape (3,), 2 classes)",
         "chance level 0.750, by one class for all",
         "class: training + validation + test rows",
         "  often: 120 + 15 + 15",

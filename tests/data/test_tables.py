@@ -172,6 +172,15 @@ def test_a_column_that_counts_the_rows_is_said(tmp_path: Path) -> None:
     assert_the_frame(load_data(tmp_path / "a.csv", label="kind", drop=["number"]))
 
 
+def test_a_column_that_is_the_label_in_other_words_is_said(tmp_path: Path) -> None:
+    FRAME.assign(code=np.arange(N) % 3 + 5, hint=np.arange(N) % 2).to_csv(tmp_path / "a.csv")
+    data = load_data(tmp_path / "a.csv", label="kind")
+    said = "a feature is the label in other words: drop=['code'] if it is none"
+    assert data.notes == ("left out a column without a name", said)
+    other = load_data(tmp_path / "a.csv", label="hint")
+    assert "in other words" not in "".join(other.notes)
+
+
 def test_a_folder_of_parquet_is_a_table(tmp_path: Path) -> None:
     for kind, rows in FRAME.groupby("kind"):
         (tmp_path / f"kind={kind}").mkdir()
