@@ -67,7 +67,8 @@ class SetupTable(Table):
         n_trials: Trials of the whole study, those of earlier runs included.
         timeout: Seconds after which no new trial begins; `None` is no limit.
         sampler: What proposes: one of Optuna's samplers; `known-cost`, which learns only what is
-            not known before a network trains; or `bruteforce`, whose other name is `grid`.
+            not known before a network trains, and with which a search from Python begins; or
+            `bruteforce`, whose other name is `grid`.
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
         n_jobs: Trials that a worker is given at once, at most: their networks train in one stack.
@@ -340,6 +341,7 @@ def simple_tables(widths: Widths) -> dict[str, Any]:
                     "accuracy": {"direction": "maximize"},
                     "total_flops": {"direction": "minimize"},
                 },
+                "setup": {"sampler": "known-cost"},
             },
         }
     }

@@ -30,8 +30,8 @@ from labkit.study.space import MAX_ENUMERATED, SearchSpaceBase
 from labkit.transform import Plan
 
 DESIGN = 16  # trials that only spread over costs and widths
-POOL = 2_500  # networks that are compared, of a space that has more,
-NEIGHBOURS = 64  # and others, which differ from one of the front in a choice or two
+# Networks that are compared: all of a space; or some of it, and others near those of the front.
+LISTED, DRAWN, NEIGHBOURS = 2_500, 1_000, 64
 ROWS, FITTED_ROWS = 1_024, 256  # networks that predict others, and that say how
 
 Floats = npt.NDArray[np.float64]
@@ -73,7 +73,7 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
         self._network = functools.lru_cache(20_000)(self._describe)
         self._lasts = {key: len(space.choices[key]) - 1 for key in space.distributions}
         few = space.n_configurations <= MAX_ENUMERATED
-        self._is_listed = few and len(space.networks) <= POOL
+        self._is_listed = few and len(space.networks) <= LISTED
         self._kernel: tuple[int, Any] = 0, None  # of how many networks, and what they say
 
     def infer_relative_search_space(
@@ -156,9 +156,12 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
             return self._networks(self._space.networks.values())
         rng = np.random.default_rng(self.seed)
         # All of one's options about as far along their lists, so that sizes of all kinds are there.
-        places = rng.normal(rng.uniform(size=(POOL, 1)), 0.15, (POOL, len(self._lasts))).clip(0, 1)
+        places = rng.normal(rng.uniform(size=(DRAWN, 1)), 0.15, (DRAWN, len(self._lasts)))
         return self._networks(
-            {key: round(p * last) for p, (key, last) in zip(row, self._lasts.items())}
+            {
+                key: round(min(max(p, 0), 1) * last)
+                for p, (key, last) in zip(row, self._lasts.items())
+            }
             for row in places.tolist()
         )
 

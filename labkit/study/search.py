@@ -49,7 +49,8 @@ class Search:
 
     Args:
         config: The path of a TOML file, or its tables. Without one, every group of channels has
-            one choice, of `widths`, candidates are trained, and FLOPs are counted.
+            one choice, of `widths`, candidates are trained, FLOPs are counted, and the sampler is
+            `known-cost`.
         model: A network, in place of the one that the configuration names.
         data: A data set, in place of the one that the configuration names.
         widths: As `SearchConfig.replace` takes them.

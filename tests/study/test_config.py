@@ -109,6 +109,12 @@ def test_a_search_from_python_begins_with_accuracy_against_flops() -> None:
     config = load_config({"model": "m", "dataset": "d", **simple_tables([1, 2])})
     assert set(config.search.strategy.metrics) == {"accuracy", "total_flops"}
     assert config.training is not None
+    assert config.search.strategy.setup.sampler == "known-cost"
+
+
+def test_the_reports_search_keeps_its_sampler() -> None:
+    report = Path(__file__).parents[2] / "configs" / "jsc_toy.toml"
+    assert load_config(report).search.strategy.setup.sampler == "tpe"
 
 
 def replaced(tables: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -190,7 +196,9 @@ def test_values_at_the_edge(
 
 
 def test_what_a_configuration_leaves_out_is_the_documented_default() -> None:
-    config = load_config({"model": "m", "dataset": "d", **simple_tables([1, 2])})
+    tables = simple_tables([1, 2])
+    del tables["search"]["strategy"]["setup"]
+    config = load_config({"model": "m", "dataset": "d", **tables})
     top = {"label", "task", "max_epochs", "batch_size", "learning_rate", "accelerator", "project",
            "seed", "load_name", "load_type", "operators"}  # fmt: skip
     assert config.model_dump(include=top) == {
