@@ -15,7 +15,10 @@ from playwright.sync_api import Error, sync_playwright
 from tests.conftest import ROOT
 from tests.show.browser import CHROMIUM
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
 
 CELLS = (
     "import labkit\nexplorer = labkit.LayerExplorer(labkit.get_model('jsc-toy'))\nexplorer",
@@ -36,11 +39,13 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def convert(to: str, notebook: Path, *options: str, out: Path, **environment: str) -> None:
+def convert(to: str, *notebooks: Path, options: str = "", out: Path, **environment: str) -> None:
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", to, "--output-dir", str(out)]
     nowhere = {f"{way}_proxy": "http://127.0.0.1:9" for way in ("http", "https")}
     subprocess.run(
-        [*command, *options, str(notebook)], check=True, env=os.environ | nowhere | environment
+        [*command, *options.split(), *map(str, notebooks)],
+        check=True,
+        env=os.environ | nowhere | environment,
     )
 
 
@@ -66,27 +71,47 @@ def test_a_notebook_that_was_run_has_pictures_of_the_last_state(notebook: Path) 
     assert [*outputs[3][0].data] == ["application/vnd.plotly.v1+json", "image/png"]
 
 
-@pytest.mark.slow
+def pictures_in(page: str) -> list[bytes]:
+    found = re.findall(r'<img[^>]+src="data:image/png;base64,([^"]+)"', page)
+    return [base64.b64decode(drawn) for drawn in found]
+
+
+def pictures_of(text: Path) -> list[bytes]:
+    found = re.findall(r"!\[png\]\((.+?)\)", text.read_text())
+    return [(text.parent / name).read_bytes() for name in found]
+
+
 def test_conversions_keep_all_figures(notebook: Path, tmp_path: Path) -> None:
     convert("html", notebook, out=tmp_path)
     convert("markdown", notebook, out=tmp_path)
-    page, text = ((tmp_path / f"lab.{kind}").read_text() for kind in ("html", "md"))
-    pictures = re.findall(r'<img[^>]+src="data:image/png;base64,([^"]+)"', page)
-    files = [tmp_path / name for name in re.findall(r"!\[png\]\((.+?)\)", text)]
-    assert len(pictures) == len(files) == 3
-    for drawn in [*map(base64.b64decode, pictures), *(file.read_bytes() for file in files)]:
+    text = tmp_path / "lab.md"
+    pictures = pictures_in((tmp_path / "lab.html").read_text())
+    assert pictures == pictures_of(text)
+    assert len(pictures) == 3
+    for drawn in pictures:
         assert drawn.startswith(b"\x89PNG")
         assert len(drawn) > 10_000  # it is not empty
-    assert "seq_blocks_5 output ×" in text
-    assert "<style>" not in text
+    assert "seq_blocks_5 output" in text.read_text()
+    assert "<style>" not in text.read_text()
 
 
-@pytest.mark.slow
+def test_conversions_of_our_notebooks_keep_all_figures(tmp_path: Path) -> None:
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    convert("html", *notebooks, out=tmp_path)
+    convert("markdown", *notebooks, out=tmp_path)
+    for path in notebooks:
+        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+        expected = sum("image/png" in out.get("data", {}) for out in outputs)
+        assert len(pictures_in((tmp_path / f"{path.stem}.html").read_text())) == expected
+        assert len(pictures_of(tmp_path / f"{path.stem}.md")) == expected
+
+
 def test_a_notebook_becomes_a_pdf(
     notebook: Path, tmp_path: Path, playwrights_browsers: str
 ) -> None:
     where = {"PLAYWRIGHT_BROWSERS_PATH": playwrights_browsers}
-    convert("webpdf", notebook, "--WebPDFExporter.disable_sandbox=True", out=tmp_path, **where)
+    unboxed = "--WebPDFExporter.disable_sandbox=True"
+    convert("webpdf", notebook, options=unboxed, out=tmp_path, **where)
     pdf = (tmp_path / "lab.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Subtype /Image") >= 3

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as ipw
 import plotly.graph_objects as go
 from IPython.display import display
+from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from labkit.show.pictures import PictureRenderer
 from labkit.show.sliders import Sliders
@@ -66,10 +67,10 @@ def _as_html(widget: ipw.Widget) -> str:
     match widget:
         case ipw.Widget(layout=ipw.Layout(display="none")):
             return ""
-        case ipw.HTML():
-            return f"<div>{widget.value}</div>"
         case ipw.Label():
             return f"<div>{html.escape(widget.value)}</div>"
+        case ipw.HTML():
+            return f"<div>{widget.value}</div>"
         case ipw.Box():
             return "".join(map(_as_html, widget.children))
         case Sliders():
@@ -77,7 +78,7 @@ def _as_html(widget: ipw.Widget) -> str:
             return "".join(_line(name, _track(value, *widget.range)) for name, value in asked)
         case ipw.IntSlider():
             said = _track(widget.value, widget.min, widget.max)
-        case ipw.Text() | ipw.Dropdown() | ipw.FloatLogSlider() | ipw.FloatText():
+        case DescriptionWidget(value=_):
             said = f"<b>{html.escape(str(widget.value))}</b>"
         case _:
             return ""
