@@ -78,6 +78,7 @@ PRUNED = """bn_vgg11 resnet18 preresnet18 seresnet18 resnext29_32x4d_cifar10 den
     hrnet_w18_small_v1 unet_cityscapes"""
 SIZES = (32, 64, 96, 128, 224, 240, 256, 299, 320, 480)  # of images, in pixels
 EXACT = 1e-9  # relative difference of outputs in float64
+SIMILAR = 1e-6  # in training, where batch norms of two samples make much of little
 
 
 PACKAGES = {
@@ -323,6 +324,7 @@ class Row:
         groups: Free channel groups, of all.
         growth: Parameters of the widened network, as a multiple.
         flops: FLOPs of matrix products, of PyTorch's counter.
+        training: How far it is from the given one in training, too, where that can be compared.
         seconds: CPU time of the pass.
         unknown: What labkit does not know, so that channels stay as they are.
     """
@@ -332,6 +334,7 @@ class Row:
     groups: str = ""
     growth: str = ""
     flops: str = ""
+    training: str = ""
     seconds: str = ""
     unknown: Sequence[str] = ()
 
@@ -348,7 +351,7 @@ def widened(name: str) -> Row:
     seconds = time.process_time() - start
     growth = n_parameters(new) / n_parameters(model)
     after = run(new, x)
-    difference = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True))
+    difference = apart(after, before)
     channels = find_channels(model, x)  # a second time, as in a search
     if not channels.free:
         kind, answer = "unchanged", "unchanged: no width can change"
@@ -358,8 +361,13 @@ def widened(name: str) -> Row:
         kind, answer = "inexact", f"not exactly: {brief(info.inexact[0])}"
     else:
         kind, answer = "exact", f"exactly: {difference:.0e}"
-    run(model.train(), x)
-    run(new.train(), x)  # which fails where code for training alone kept its widths
+    in_training, again, new_in_training = (trained(each, x) for each in (model, model, new))
+    training = "random"  # what is drawn is drawn for other widths
+    if apart(in_training, again) < EXACT:
+        difference = apart(new_in_training, in_training)
+        training = "equal" if difference < SIMILAR else f"{difference:.0e}"
+        if kind == "exact" and difference >= SIMILAR:
+            kind, answer = "WRONG", f"WRONG in training: {difference:.0e}"
     model.eval()
     unknown = {
         match[1]
@@ -368,8 +376,23 @@ def widened(name: str) -> Row:
     }
     return Row(
         kind, answer, f"{len(channels.free)} / {len(channels.groups)}", f"{growth:.2f}",
-        share_of_flops(model, channels, x), f"{seconds:.1f}", sorted(unknown),
+        share_of_flops(model, channels, x), training, f"{seconds:.1f}", sorted(unknown),
     )  # fmt: skip
+
+
+def apart(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Returns the largest relative difference of outputs."""
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
+
+
+def trained(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the outputs of a network in training, without dropout."""
+    for module in model.train().modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0
+    return run(model, x)
 
 
 def brief(reason: str) -> str:
@@ -452,18 +475,23 @@ def isolated(function: Callable[[str], Any], name: str, time_limit: float) -> An
 
 def print_widened(names: Sequence[str], time_limit: float) -> None:
     """Prints the table of widened networks, and what it comes to."""
-    print("| network | widened by 1.5 | groups free | parameters × | FLOPs | seconds |")
-    print("|:--|:--|--:|--:|--:|--:|")
+    print("| network | widened by 1.5 | groups free | parameters × | FLOPs | training | seconds |")
+    print("|:--|:--|--:|--:|--:|--:|--:|")
     kinds: Counter[str] = Counter()
+    training: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for name in names:
         row = isolated(widened, name, time_limit)
         row = Row("WRONG", f"WRONG: {row}") if isinstance(row, str) else row
         kinds[row.kind] += 1
+        training[f"{row.kind}, {row.training or 'not run'}"] += 1
         unknown.update(row.unknown)
-        cells = (name, row.answer, row.groups, row.growth, row.flops, row.seconds)
+        cells = (
+            name, row.answer, row.groups, row.growth, row.flops, row.training, row.seconds
+        )  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
     print("\n" + ", ".join(f"{kind}: {number}" for kind, number in kinds.most_common()) + "\n")
+    print(f"In training: {dict(training)}\n")
     print("| not known | networks that it costs widths |")
     print("|:--|--:|")
     for what, number in unknown.most_common():

@@ -110,8 +110,19 @@ class Passing(Elementwise):
 
     modules: ClassVar[Modules] = (nn.Identity, nn.Dropout)
     functions: ClassVar[Functions] = (
-        F.dropout, torch.clone, torch.detach, torch.zeros_like, torch.ones_like, torch.full_like,
-        torch.rand_like, torch.randn_like, torch.empty_like, "contiguous", "clone", "detach",
+        F.dropout, torch.clone, torch.detach, "contiguous", "clone", "detach",
+    )  # fmt: skip
+    flops_each = 0
+
+
+@register_operator
+class Overwriting(Elementwise):
+    """Other values in a tensor, or in one of the same shape."""
+
+    modules = ()
+    functions: ClassVar[Functions] = (
+        torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like,
+        torch.empty_like, "copy_", "fill_", "zero_",
     )  # fmt: skip
     flops_each = 0
 

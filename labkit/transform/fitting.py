@@ -205,7 +205,7 @@ def _same(given: Any, wanted: Any) -> bool:
     """Whether a size, or a list of sizes that one number may stand for, is what it should be."""
     if isinstance(wanted, list) and isinstance(given, int):
         return all(size == given for size in wanted)
-    return bool(given == wanted)
+    return as_tuple(given) == as_tuple(wanted)
 
 
 def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:

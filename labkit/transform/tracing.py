@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from labkit.errors import LabkitError
 from labkit.operators.base import kind_of, leaf_functions, operator_of
-from labkit.operators.nodes import Option, Size, describe, has_hooks
+from labkit.operators.nodes import Option, Size, as_tuple, describe, has_hooks
 from labkit.operators.shaping import Creation, Filling
 from labkit.transform.copying import all_tensors
 
@@ -41,20 +41,17 @@ class _Value(Proxy):
     The values are not the node's: they go when the code lets go of them.
     """
 
-    values: tuple[Any, Any]
+    by_batch: tuple[Any, Any]  # no name that a tensor's or tuple's field has
 
     @property
     def value(self) -> Any:
-        return self.values[0]
+        return self.by_batch[0]
 
     def size(self, dim: int | None = None) -> Any:
         if dim is None:
             return self.shape
-        first, second = self.values
-        by_batch = (
-            dim % first.ndim == 0 if second is _missing else first.size(dim) != second.size(dim)
-        )
-        if by_batch:
+        first, second = self.by_batch
+        if dim % first.ndim == 0 if second is _missing else first.size(dim) != second.size(dim):
             return self.tracer.create_proxy("call_method", "size", (self, dim), {})
         size = Size(first.size(dim))
         size.axis = self.node, dim % first.ndim
@@ -66,6 +63,8 @@ class _Value(Proxy):
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
+        if isinstance(self.value, tuple) and (at := [x is found for x in self.value]).count(True):
+            return self[at.index(True)]  # type: ignore[index]
         if isinstance(found, torch.Tensor | torch.device):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name) if callable(found) else found
@@ -77,6 +76,13 @@ class _Value(Proxy):
         if isinstance(self.value, torch.Tensor) and isinstance(n := self.size(0), Size):
             return iter([items[index] for index in range(n)])  # no batch
         return super().__iter__()
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if any(isinstance(each, Proxy | torch.Tensor | list) for each in as_tuple(index)):
+            raise TypeError("it assigns to entries that a tensor names")
+        whole: Any = self
+        part = whole[index]  # a view
+        part.copy_(value) if isinstance(value, Proxy | torch.Tensor) else part.fill_(value)
 
     def __len__(self) -> int:
         if isinstance(self.value, tuple | list):
@@ -151,7 +157,7 @@ class Tracer(fx.Tracer):
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         if self.batches is None:
             return proxy
-        proxy.values = values = self._values(proxy.node, args, kwargs)
+        proxy.by_batch = values = self._values(proxy.node, args, kwargs)
         proxy.node.meta["shape"], other = map(_shape, values)
         proxy.node.meta["batched"] = proxy.node.meta["shape"] != other
         proxy.node.meta["one size"] = values[1] is _missing
@@ -269,10 +275,10 @@ def _value_of(batch: int, argument: Any) -> Any:
     proxy: Any = argument.proxy if isinstance(argument, Size) else argument
     if not isinstance(proxy, Proxy):
         return argument
-    values: Any = proxy.values
-    if values[batch] is _missing:
+    value: Any = proxy
+    if (value := value.by_batch[batch]) is _missing:
         raise ValueError("the code has a size of the batch as a number")
-    return values[batch]
+    return value
 
 
 def _is_metadata(target: Any, args: Any) -> bool:

@@ -206,6 +206,23 @@ def hooked(wrap: Callable[..., Any], **options: Any) -> nn.Module:
     return layer
 
 
+class SplitByWidth(nn.Module):
+    """Its layer has channels beside those of what it reads, and it takes them apart by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(8, 19, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, gate = torch.split(self.both(x), (x.shape[1], x.shape[1], 3), 1)
+        return a * b.relu() * gate.amax(1, keepdim=True)
+
+
+def assigned(x: torch.Tensor, rows: Any, value: torch.Tensor) -> torch.Tensor:
+    x[:, :, rows] = value
+    return x
+
+
 EXACT: dict[str, tuple[Function, int]] = {
     "activation behind a known norm": (Activated(8), 8),
     "known norm by hand": (ActivatedByHand(8), 8),
@@ -232,11 +249,19 @@ EXACT: dict[str, tuple[Function, int]] = {
     "shape of another": (lambda x: x.mean((2, 3)).view(x.shape[0], x.shape[1], 1, 1) * x, 8),
     "mean by hand": (lambda x: x - (x.sum(1) / x.shape[1])[:, None], 8),
     "mean by size": (lambda x: x - x.sum(dim=1, keepdim=True).div(x.size(1)), 8),
+    "assigned entries": (lambda x: assigned(x * 1, slice(1, 3), x[:, :, 1:3] * 2), 8),
+    "assigned rows": (lambda x: assigned(x * 1, Ellipsis, x.amax(1, keepdim=True)), 8),
+    "zeroed channels": (
+        lambda x: x + torch.ones_like(x)[:, : x.shape[1] // 2].zero_().amax(1)[:, None],
+        8,
+    ),
+    "fields": (lambda x: x * x.max(2, keepdim=True).values.clamp(-2, 2), 8),
+    "split by its own width": (SplitByWidth(), 8),
     "random branch": (lambda x: x if x.shape[0] >= 1 else x * 2, 8),
 }
 
 
-BY_GRAPH = ("cat of a split",)  # their code has a width as a number
+BY_GRAPH = ("cat of a split", "split by its own width")  # their code has a width as a number
 
 
 @pytest.mark.parametrize("multiplier", [1.5, 2, 3, 0.5])
