@@ -19,10 +19,12 @@ from labkit.errors import LabkitError
 from labkit.operators.base import inherited
 from labkit.operators.nodes import Option, argument_at, as_tuple, called, describe, is_shape
 from labkit.operators.weights import in_place_of, set_width
-from labkit.transform.copying import assembled
+from labkit.transform.copying import all_tensors, assembled
 from labkit.transform.graph import trace
 from labkit.transform.groups import Channels, Copies, Literal, Side, Sizes, size_in
 from labkit.transform.sums import DIVISIONS, PRODUCTS
+
+REFUSAL = "model: its code does not work with other widths"
 
 
 def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn.Module:
@@ -45,6 +47,17 @@ def carry_tensor(model: nn.Module, path: str, axes: Sizes, chosen: Copies) -> nn
         if kind in kinds and isinstance(axes[dim := kinds.index(kind)], Side):
             set_width(owner, key, new.shape[dim])
     return owner
+
+
+def _kept(model: nn.Module) -> str:
+    """Says which attributes of modules hold tensors that no width is known of, such as a cache."""
+    kept = [
+        f"'{path}.{key}'".replace("'.", "'")
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key not in ("_parameters", "_buffers", "_modules") and all_tensors(value)
+    ]
+    return f"; what it keeps in {', '.join(kept)} may be of the old widths" if kept else ""
 
 
 class Change(NamedTuple):
@@ -88,7 +101,7 @@ def fitted_to(
     if not found.wrong:
         return model, found.reasons
     if channels.only_code is not None or not channels.literals:
-        raise LabkitError(f"model: its code does not work with other widths: {found.wrong}")
+        raise LabkitError(f"{REFUSAL}: {found.wrong}{_kept(model)}")
     graph = copy.deepcopy(channels.traced.graph)
     nodes = {node.name: node for node in graph.nodes}
     for literal in channels.literals:
@@ -100,7 +113,7 @@ def fitted_to(
     new_model = assembled(model, graph, meta["known"], meta["constants"])
     found = _Comparison(new_model, channels, widths)
     if found.wrong:
-        raise LabkitError(f"model: its code does not work with other widths: {found.wrong}")
+        raise LabkitError(f"{REFUSAL}: {found.wrong}{_kept(model)}")
     return new_model, found.reasons
 
 
