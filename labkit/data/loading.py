@@ -44,16 +44,14 @@ def load_data(
             from OpenML), `"digits"` (scikit-learn's 8×8 images, flat), `"digits32"` (the same as
             images, `[3, 32, 32]`: each pixel 4×4 times, three times grey), the path of a table
             (CSV, TSV, also `.gz`; Parquet, also a folder), of an NPZ or HDF5 file (the last in
-            the layout of the public jets) or of the folder of CIFAR-10's python batches
-            (`cifar-10-batches-py`), or `package.module:function` (which returns a `Dataset` when
-            called without arguments).
+            the layout of the public jets) or of CIFAR-10's folder `cifar-10-batches-py`, or
+            `package.module:function`, which returns a `Dataset` when called without arguments.
         path: For `"jsc"`: the public HDF5 file to read in place of the embedded jets.
         label: The column of a table with the labels, by its name or place (-1 is the last); every
             other one is a feature. For NPZ the array with them, beside one with the features,
             unless it holds `x_train`, `y_train`, `x_test` and `y_test`, as MNIST's does.
         drop: Columns of a table that are no features.
-        separator: Of a table's columns, such as `";"`; by default what its first lines show.
-        encoding: Of a table; by default UTF-8, or what its first bytes say.
+        separator, encoding: Of a table, such as `";"`; by default what its first lines show.
         missing, categories: For tables, as in `Dataset.from_arrays`.
 
     Raises:
@@ -62,8 +60,7 @@ def load_data(
     given: Any = {"label": label, "drop": drop, "separator": separator, "encoding": encoding}
     how = Reading(**given, missing=missing, categories=categories)
     if not isinstance(name, str | Path):
-        instead = "Dataset.from_arrays takes tables and arrays"
-        raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}; {instead}")
+        raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}")
     if path is not None and name != "jsc":
         raise LabkitError(f"path: only the data set 'jsc' takes one, not {str(name)!r}")
     if path is not None:
