@@ -1,15 +1,15 @@
 """The controls of a search's settings."""
 
-import math
 from typing import get_args
 
 import ipywidgets as ipw
 
 from labkit.errors import LabkitError
 from labkit.show.style import AXIS_TITLES
-from labkit.show.widgets import labelled
+from labkit.show.widgets import WRONG, labelled
 from labkit.study.config import Sampler, SearchConfig
 
+RATES = [float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 3, 5)]
 COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
 
 
@@ -27,10 +27,10 @@ class SearchControls(ipw.HBox):
         rate = training.learning_rate if training else config.learning_rate
         self.trials = _slider("Trials", setup.n_trials, 200)
         self.epochs = _slider("Epochs", training.max_epochs if training else 1, 50)
+        rates = [(f"{one:g}", one) for one in sorted({*RATES, rate})]
         self.learning_rate = labelled(
-            ipw.FloatLogSlider, "Learning rate", value=rate, step=0.25, readout_format=".1e",
-            min=min(-5, math.floor(math.log10(rate))), max=max(-1, math.ceil(math.log10(rate))),
-        )  # fmt: skip
+            ipw.SelectionSlider, "Learning rate", value=rate, options=rates
+        )
         self.replicates = _slider("Seeds a network", training.replicates if training else 1, 10)
         for control in (self.epochs, self.learning_rate, self.replicates):
             control.disabled = not trains
@@ -45,12 +45,17 @@ class SearchControls(ipw.HBox):
             layer: labelled(ipw.Text, layer, value=", ".join(f"{m:g}" for m in offered))
             for layer, offered in config.offered.items()
         }
+        for control in self.multipliers.values():
+            control.add_class("labkit-field")
+            control.observe(lambda change: change["owner"].remove_class(WRONG), "value")
         self._untouched = {c: c.value for c in (self.cost, *self.multipliers.values())}
         left = [
             self.trials, self.epochs, self.learning_rate, self.replicates, self.sampler, self.cost
         ]  # fmt: skip
-        right = [ipw.Label("Multipliers offered for each layer"), *self.multipliers.values()]
+        fields = ipw.VBox([*self.multipliers.values()], layout=ipw.Layout(max_height="14em"))
+        right = [ipw.Label("Multipliers offered for each layer"), fields]
         super().__init__([ipw.VBox(left), ipw.VBox(right)])
+        self.add_class("labkit-beside")
 
     @property
     def config(self) -> SearchConfig:
@@ -76,6 +81,12 @@ class SearchControls(ipw.HBox):
                 if control in moved
             },
         )
+
+    def mark(self, error: LabkitError) -> None:
+        """Marks the fields that an error names, until they are changed."""
+        for layer, control in self.multipliers.items():
+            if layer in str(error):
+                control.add_class(WRONG)
 
 
 def _slider(description: str, value: int, most: int) -> ipw.IntSlider:

@@ -14,9 +14,9 @@ from torch import nn
 from labkit import names
 from labkit.show.plots import pareto_front
 from labkit.show.stills import WithStill
-from labkit.show.style import TEMPLATE
-from labkit.show.tables import compare
-from labkit.show.widgets import figure_widget, labelled, message, update
+from labkit.show.style import BLACK, finished
+from labkit.show.trial_report import trial_report
+from labkit.show.widgets import figure_widget, message, update
 from labkit.study.results import Results
 from labkit.study.studies import describe, open_study
 from labkit.table import html_table
@@ -24,6 +24,11 @@ from labkit.transform import Channels, find_channels, get_model
 
 POLL_SECONDS = 1.0
 LINES = 5  # of the message
+COMPACT = {
+    "legend": {"orientation": "h", "y": 1, "yanchor": "bottom"},
+    "margin": {"t": 40, "b": 50, "r": 20},
+}
+MARK = {"symbol": "square-open", "size": 24, "color": BLACK, "line": {"width": 3}}
 
 
 class LivePanel(WithStill):
@@ -33,6 +38,7 @@ class LivePanel(WithStill):
 
     Args:
         controls: What is above them.
+        below: What is below the front.
         channels: Of the network that is searched.
         cost_options: As `labkit.cost_of` takes them, for the layer reports.
 
@@ -40,22 +46,29 @@ class LivePanel(WithStill):
         selected: The trial whose point was clicked last, or `None`.
     """
 
+    folder: Path | None
+    _given: bool  # the network itself, and not its name
+
     def __init__(
-        self, controls: Sequence[ipw.Widget], channels: Channels, cost_options: dict[str, Any]
-    ):
+        self, controls: Sequence[ipw.Widget], below: Sequence[ipw.Widget], channels: Channels,
+        cost_options: dict[str, Any],
+    ):  # fmt: skip
         self.selected: int | None = None
         self._channels, self._cost_options = channels, cost_options
         self._n_drawn = -1
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lines: deque[object] = deque(maxlen=LINES)
-        self.message, self.table, self.report = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.progress, self.progress_text = labelled(ipw.IntProgress, "Trials"), ipw.Label()
-        self.figure = figure_widget(go.Figure(layout={"template": TEMPLATE, "height": 450}))
-        for _ in range(3):  # as many as a front has
-            self.figure.add_scatter().data[-1].on_click(self._on_click)
-        status = ipw.HBox([self.progress, self.progress_text])
-        super().__init__([*controls, status, self.message, self.figure, self.table, self.report])
+        self.progress, self.message, self.heading, self.table = (ipw.HTML() for _ in range(4))
+        self.report = ipw.HTML("<p>Click a point for its network.</p>", layout={"flex": "2 1 24em"})
+        empty = [go.Scatter()] * 4  # as many as a front has, and what is clicked
+        self.figure = figure_widget(finished(go.Figure(empty), "no network yet", height=450))
+        for trace in self.figure.data:
+            trace.on_click(self._on_click)
+        figures = ipw.VBox([self.heading, self.figure, *below], layout={"flex": "3 1 32em"})
+        beside = ipw.HBox([figures, self.report])
+        beside.add_class("labkit-beside")
+        super().__init__([*controls, self.progress, self.message, beside, self.table])
 
     @property
     def results(self) -> Results:
@@ -71,10 +84,31 @@ class LivePanel(WithStill):
         return not self._closing.wait(POLL_SECONDS)
 
     def select(self, number: int) -> None:
-        """Shows the layer report of a trial's network, as a click on its point does."""
-        comparison = compare(self._channels, self.results.plan(number), **self._cost_options)
+        """Marks a trial's point and shows its network, as a click on it does."""
+        results = self.results
+        assert self.folder is not None
+        self.report.value = trial_report(
+            results, number, self._channels, self.folder, given=self._given, **self._cost_options
+        )
         self.selected = number
-        self.report.value = f"<h4>Trial {number}</h4>" + html_table(comparison)
+        self._draw(results)
+
+    def _draw(self, results: Results) -> None:
+        figure = pareto_front(results)
+        marked = [
+            (x, y)
+            for trace in figure.data
+            for x, y, (number, *_) in zip(trace.x, trace.y, trace.customdata or ())
+            if number == self.selected
+        ]
+        figure.add_scatter(
+            name=f"trial {self.selected}", x=[x for x, _ in marked], y=[y for _, y in marked],
+            mode="markers", marker=MARK, hoverinfo="skip", showlegend=bool(marked),
+        )  # fmt: skip
+        title = figure.layout.title  # which the figure's edge would cut
+        self.heading.value = f"<b>{title.text}</b><br>{title.subtitle.text}"
+        figure.update_layout(title=None, **COMPACT)
+        update(self.figure, figure)
 
     def wait(self) -> None:
         """Blocks until nothing runs in the background; the buttons do not answer meanwhile."""
@@ -111,22 +145,26 @@ class LivePanel(WithStill):
             except Exception as error:  # such as a locked file: say it, and look again
                 self._say(error)
             if not running:
+                self._ended()
                 self.keep()
                 return
             running = self._goes_on()
+
+    def _ended(self) -> None:
+        """Is called when there can be no more trials."""
 
     def _refresh(self, running: bool) -> None:
         n_finished = self._n_finished()
         if n_finished != self._n_drawn:
             results = self.results
-            update(self.figure, pareto_front(results))
-            self.table.value = "<h4>Best trials</h4>" + html_table(results.front_table())
+            self._draw(results)
+            if len(results.front):
+                self.table.value = "<h4>Best trials</h4>" + html_table(results.front_table())
             self._n_drawn = n_finished
         self._show_progress(n_finished, running)
 
     def _show_progress(self, n_done: int, running: bool) -> None:
-        self.progress.max = self.progress.value = n_done
-        self.progress_text.value = f"{n_done} trials"
+        self.progress.value = f"{n_done} trials"
 
     def _say(self, what: object) -> None:
         """Adds a line to the message, unless it is there."""
@@ -161,7 +199,7 @@ class StudyPanel(LivePanel):
         trust: bool = False,
         **cost_options: Any,
     ):
-        self.study = open_study(folder)
+        self.study, self.folder, self._given = open_study(folder), Path(folder), model is not None
         about = describe(self.study).about
         example_input = cost_options.pop("example_input", None)
         if example_input is None:
@@ -170,7 +208,7 @@ class StudyPanel(LivePanel):
             network = get_model(about["model"] if model is None else model)
         channels = find_channels(network, example_input)
         close = ipw.Button(description="Close", tooltip="Remove the panel")
-        super().__init__([close], channels, {"convention": about["convention"]} | cost_options)
+        super().__init__([close], [], channels, {"convention": about["convention"]} | cost_options)
         close.on_click(lambda _: self.close())
         self._start(self._watch)
 

@@ -1,5 +1,6 @@
 """A panel that sets up a search and runs it in the background."""
 
+import html
 import itertools
 import logging
 import tempfile
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
+import plotly.graph_objects as go
 from torch import nn
 
 from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls
-from labkit.show.panels import POLL_SECONDS, LivePanel
+from labkit.show.panels import COMPACT, POLL_SECONDS, LivePanel
+from labkit.show.style import AXIS_TITLES, BLUE, GREY, finished, text
+from labkit.show.widgets import figure_widget, progress_bar, update
 from labkit.study.config import SearchConfig
 from labkit.study.pool import AnyExecutor
+from labkit.study.progress import Progress, clock
 from labkit.study.results import Results
 from labkit.study.search import Search
 
@@ -54,7 +59,8 @@ class SearchPanel(LivePanel):
     ):
         with runtime.kept_memory():  # what reading the data freed goes back to the system
             base = Search(config, model=model, data=data)
-        self._executor = executor
+        self._executor, self._given = executor, model is not None
+        self._free = threading.Lock()  # held while a search runs
         self._model, self._data = base.experiment.model, base.experiment.data
         self.search: Search | None = None
         self.folder: Path | None = None
@@ -71,8 +77,10 @@ class SearchPanel(LivePanel):
         }  # fmt: skip
         for button, action in buttons.items():
             button.on_click(lambda _, action=action: action())
+        self.curves = figure_widget(_curves(None))
         cost_options = base.config.computations.cost_options(base.config.batch_size)
-        super().__init__([self.controls, ipw.HBox([*buttons])], base.space.channels, cost_options)
+        controls = [self.controls, ipw.HBox([*buttons], layout={"flex_flow": "row wrap"})]
+        super().__init__(controls, [self.curves], base.space.channels, cost_options)
 
     @property
     def config(self) -> SearchConfig:
@@ -111,8 +119,11 @@ class SearchPanel(LivePanel):
             self.search.stop()
 
     def _run(self, folder: Path) -> None:
+        if not self._free.acquire(blocking=False):  # such as a second click
+            return
+        self._set_running(True)
         self._lines.clear()
-        self.message.value = ""
+        self.message.value, self._state = "", "Running"
         try:
             self.search = Search(
                 self.config, model=self._model, data=self._data, folder=folder,
@@ -120,11 +131,12 @@ class SearchPanel(LivePanel):
             )  # fmt: skip
         except LabkitError as error:
             self._say(error)
+            self.controls.mark(error)
+            self._ended()
             return
         self.folder, self._started = folder, time.monotonic()
         self._n_trials = self.search.config.search.strategy.setup.n_trials
-        self._n_drawn, self._n_before = -1, self._n_finished()
-        self._set_running(True)
+        self._n_drawn, self._n_epochs = -1, -1
         self._start(self._search_in_background, self._watch)
 
     def _search_in_background(self) -> None:
@@ -139,12 +151,16 @@ class SearchPanel(LivePanel):
             ):
                 results = self._launched.run(progress=False)
         except Exception as error:  # there is no other place where the user would see it
+            self._state = "Ended by an error"
             own = isinstance(error, LabkitError)
             self._say(error if own else f"{type(error).__name__}: {error}")
             return
+        self._state = "Stopped" if results.interrupted else "Finished"
         if results.interrupted:
-            n, total = len(results.records), self._n_trials
-            self._say(f"Stopped: {n} of {total} trials are finished. Resume continues.")
+            self._say(
+                f"Stopped: {len(results.records)} of {self._n_trials} trials are finished and "
+                "kept. Resume goes on from there; Launch begins a new search."
+            )
 
     def _n_finished(self) -> int:
         return len(self._launched.store.trials)
@@ -153,23 +169,54 @@ class SearchPanel(LivePanel):
         self._threads[0].join(POLL_SECONDS)  # the search: its end is shown at once
         return self._threads[0].is_alive()
 
-    def _watch(self) -> None:
-        super()._watch()
+    def _ended(self) -> None:
         self._set_running(False)
+        self._free.release()
 
     def _set_running(self, running: bool) -> None:
-        self.launch.disabled = self.resume.disabled = running
+        self.launch.disabled = running
+        self.resume.disabled = running or self.search is None
         self.stop.disabled = not running
 
     def _show_progress(self, n_done: int, running: bool) -> None:
-        total = self._n_trials
-        self.progress.max, self.progress.value = total, n_done
-        text = f"{n_done} of {total} trials"
-        if running and n_done > self._n_before:
-            pace = (time.monotonic() - self._started) / (n_done - self._n_before)
-            minutes, seconds = divmod(round(pace * (total - n_done)), 60)
-            text += f", {minutes}:{seconds:02} left"
-        self.progress_text.value = text
+        progress = self._launched.progress
+        said = f"{n_done} of {self._n_trials} trials"
+        if progress is not None:
+            bar = progress_bar(progress.done, progress.total, "Epochs of networks")
+            said = f"{progress.said(left=running)}; {said}"
+            n_epochs = sum(map(len, progress.histories.values()))
+            if n_epochs != self._n_epochs or not running:
+                update(self.curves, _curves(progress))
+                self._n_epochs = n_epochs
+        else:
+            bar = progress_bar(0, 1, "Epochs of networks")
+        state = self._state
+        if running:
+            state += f", {clock(time.monotonic() - self._started)} so far"
+        self.progress.value = f"{bar} {state}: {html.escape(said)}"
+
+
+def _curves(progress: Progress | None) -> go.Figure:
+    """Returns how the accuracy of networks grows: of those that train now, and of those before."""
+    histories, training = ({}, ()) if progress is None else (progress.histories, progress.training)
+    figure = go.Figure()
+    for name, now, colour in (("trained before", False, GREY), ("training", True, BLUE)):
+        x, y, names = list[int | None](), list[float | None](), list[str]()
+        for candidate, history in [*histories.items()]:
+            if (candidate in training) == now:
+                x += [*range(1, len(history) + 1), None]  # which ends a line
+                y += [*(metrics["accuracy"] for metrics in history), None]
+                names += [f"{text(candidate.plan)}, seed {candidate.seed}"] * (len(history) + 1)
+        figure.add_scatter(
+            name=name, x=x, y=y, customdata=names, mode="lines+markers", line={"color": colour},
+            marker={"size": 5}, hovertemplate="%{y:.4f} after epoch %{x}<br>%{customdata}",
+        )  # fmt: skip
+    longest = max(map(len, histories.values()), default=1)
+    return finished(
+        figure, "no network yet", height=240, showlegend=True, **COMPACT,
+        xaxis={"title": "epoch", "dtick": -(-longest // 10), "tick0": 0},
+        yaxis={"title": AXIS_TITLES["accuracy"]},
+    )  # fmt: skip
 
 
 class _LogLines(logging.Handler):

@@ -17,8 +17,7 @@ SAID_SECONDS = 30  # for which a longer time left says why
 class Progress:
     """How far a run is, counted in epochs of networks. One thread tells it, any may read.
 
-    It is known beforehand how many networks may at most train: no more than trials are left, and no
-    more than the space has. What is looked up, fails or stops early counts as trained to its end.
+    What is looked up, fails or stops early counts as trained to its end.
 
     Args:
         trials: Those to come.
@@ -31,9 +30,10 @@ class Progress:
         best: The best accuracy of what is trained.
 
     Attributes:
-        total: Epochs of all networks that may train.
+        total: Epochs of all networks that may train: of no more than trials are left, or untrained.
         best: The best accuracy so far, after any epoch, or `None`.
         histories: Candidate → its metrics after each epoch, of those that train or did so last.
+        training: The candidates that train.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Progress:
         self.total = int(trained + min(trials, networks)) * seeds * epochs
         self.best = best
         self.histories: dict[Candidate, list[Metrics]] = {}
-        self._training: set[Candidate] = set()
+        self.training: set[Candidate] = set()
         self._lock = threading.Lock()
         self._work, self._widest = 0.0, 1  # in epochs of a network alone; of the stacks so far
         self._since = time.monotonic(), 0.0  # from where the pace is measured
@@ -56,8 +56,8 @@ class Progress:
         with self._lock:
             for candidate, one in metrics.items():
                 self.histories[candidate] = [*self.histories.get(candidate, ()), one]
-                self._training.add(candidate)
                 self.best = max(one["accuracy"], self.best or 0)
+            self.training |= metrics.keys()
             self._work += _work(len(metrics))
             self._widest = max(self._widest, len(metrics))
             self._expect()
@@ -67,11 +67,11 @@ class Progress:
     def on_trial(self, plan: Plan, trials: int, networks: float = math.inf) -> None:
         """Takes in the end of a network's trial, and what is left then, as when it was made."""
         with self._lock:
-            ended = {candidate for candidate in self._training if candidate.plan == plan}
+            ended = {candidate for candidate in self.training if candidate.plan == plan}
             if not ended and networks < self._networks:  # other processes do not tell epochs
                 self._work += self._seeds * self._epochs
-            self._training -= ended
-            for candidate in [one for one in self.histories if one not in self._training][:-RECENT]:
+            self.training -= ended
+            for candidate in [one for one in self.histories if one not in self.training][:-RECENT]:
                 del self.histories[candidate]
             self._trials, self._networks = trials, networks
             self._expect()
@@ -81,12 +81,11 @@ class Progress:
         """How many epochs of the total are done, or will never be."""
         with self._lock:
             left = min(self._trials, self._networks) * self._seeds * self._epochs
-            left -= sum(len(self.histories[candidate]) for candidate in self._training)
-            return self.total - int(max(left, 0))
+            return self.total - int(max(left - sum(map(self._n_epochs, self.training)), 0))
 
     @property
     def left(self) -> tuple[float, str] | None:
-        """For how many seconds it will go on, and why that has become longer, where it just has.
+        """For how many seconds it will go on, and why that is longer than before, where it is.
 
         `None` before the first epoch.
         """
@@ -95,15 +94,19 @@ class Progress:
             return None
         return max(self._ends - now, 0), why if now < at + SAID_SECONDS else ""
 
-    def __str__(self) -> str:
+    def said(self, *, left: bool = True) -> str:
+        """Returns it in words, with or without the time left."""
         what = "networks" if self._seeds * self._epochs == 1 else "epochs of networks"
         text = f"{self.done:,} of {self.total:,} {what}"
         if self.best is not None:
             text += f", best accuracy {self.best:.3f}"
-        if self.left is not None and self.done < self.total:
+        if left and self.left is not None and self.done < self.total:
             seconds, why = self.left
             text += f", {clock(seconds)} left" + (f" ({why})" if why else "")
         return text
+
+    def _n_epochs(self, candidate: Candidate) -> int:
+        return len(self.histories[candidate])
 
     def _expect(self) -> None:
         """Expects the end anew; a later one only where the one before was clearly wrong."""
@@ -122,22 +125,20 @@ class Progress:
 
     def _work_left(self) -> float:
         """Returns what is expected to train, in epochs of a network alone."""
-        plans = {candidate.plan for candidate in self._training}
-        epochs = [self._epochs - len(self.histories[one]) for one in self._training]
+        epochs = [self._epochs - self._n_epochs(one) for one in self.training]
         here = max(epochs, default=0) * _work(sum(left > 0 for left in epochs))
-        trials, unseen = max(self._trials - len(plans), 0), max(self._networks - len(plans), 0)
+        n_plans = len({candidate.plan for candidate in self.training})
+        trials, unseen = max(self._trials - n_plans, 0), max(self._networks - n_plans, 0)
+        new = min(trials, unseen)
         if self._repeats and self._in_space < math.inf:  # as if each network were as likely
             new = unseen * (1 - (1 - 1 / self._in_space) ** trials)
-        else:
-            new = min(trials, unseen)
         stacks = max(min(trials / self._jobs, new), new * self._seeds / self._widest)
         return here + (self._epochs * stacks * _work(new * self._seeds / stacks) if stacks else 0)
 
 
 def clock(seconds: float) -> str:
     """Returns a duration as a clock shows it."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+    return "{}:{:02}".format(*divmod(round(seconds), 60))
 
 
 def _work(n: float) -> float:

@@ -41,17 +41,17 @@ def bar(progress: Progress) -> Iterator[Callable[[], None]]:
     """Yields what shows how far a run is: as a bar; in a pipe or a file, as a line a minute."""
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel")
     live, latest = sys.stderr.isatty() or in_notebook, time.monotonic()
-    total, done, said = progress.total, progress.done, str(progress)
+    total, done, said = progress.total, progress.done, progress.said()
     with tqdm(total=total, initial=done, desc=said, bar_format=BAR, disable=not live) as shown:
 
         def show() -> None:
             nonlocal latest
             if live:
-                shown.set_description_str(str(progress), refresh=False)
+                shown.set_description_str(progress.said(), refresh=False)
                 shown.update(progress.done - shown.n)
             elif time.monotonic() - latest >= LINE_SECONDS:
                 latest = time.monotonic()
-                log.info("%s", progress)
+                log.info("%s", progress.said())
 
         yield show
 

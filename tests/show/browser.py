@@ -2,9 +2,10 @@
 
 import shutil
 
+import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.conftest import ROOT
 
@@ -43,6 +44,22 @@ def run_all(page: Page) -> None:
     expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)
 
 
+def run_notebook(page: Page, lab: str, name: str, *cells: str) -> None:
+    """Puts a notebook on the server, opens it and runs it."""
+    made = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec})
+    page.goto(f"{lab}/lab")
+    (token,) = (c["value"] for c in page.context.cookies() if c["name"] == "_xsrf")
+    file = {"type": "notebook", "format": "json", "content": notebook}
+    answer = page.request.put(
+        f"{lab}/api/contents/notebooks/{name}", data=file, headers={"X-XSRFToken": token}
+    )
+    assert answer.ok
+    open_notebook(page, lab, name)
+    run_all(page)
+
+
 def press_key(page: Page, slider: str, key: str, times: int) -> None:
     handle = page.locator(".widget-hslider", has_text=slider).locator(".noUi-handle")
     handle.focus()
@@ -63,6 +80,18 @@ def darken(page: Page) -> None:
     page.locator(".lm-Menu-item", has_text="JupyterLab Dark").last.click()
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     page.wait_for_timeout(2000)  # Jupyter covers the page while it changes
+
+
+def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
+    front = panel.locator(".scatterlayer .trace:has(.js-line)")
+    point = front.locator(".points path").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(500)  # Plotly looks for what the pointer is over
+    page.mouse.down()
+    page.mouse.up()
 
 
 def barriers(page: Page, part: str) -> list[str]:

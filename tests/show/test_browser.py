@@ -11,7 +11,15 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 import labkit
 from labkit.data import Dataset
-from tests.show.browser import IN_BROWSER, move, open_notebook, press_key, run_all, shoot
+from tests.show.browser import (
+    IN_BROWSER,
+    click_a_point_of_the_front,
+    move,
+    open_notebook,
+    press_key,
+    run_all,
+    shoot,
+)  # fmt: skip
 
 pytestmark = IN_BROWSER
 
@@ -21,18 +29,6 @@ def folder(tables: dict[str, Any], blobs: Dataset, tmp_path: Path) -> Path:
     """The results of a short search."""
     labkit.search(tables, data=blobs, trials=2, folder=tmp_path, progress=False)
     return tmp_path
-
-
-def click_a_point_of_the_front(page: Page, panel: Locator) -> None:
-    front = panel.locator(".scatterlayer .trace:has(.js-line)")
-    point = front.locator(".points path").first
-    point.scroll_into_view_if_needed()
-    box = point.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_timeout(500)  # Plotly looks for what the pointer is over
-    page.mouse.down()
-    page.mouse.up()
 
 
 def look_at_the_dashboard(page: Page) -> None:
@@ -86,12 +82,12 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
     shoot(page, "1-after-run-all")
 
     press_key(page, "Trials", "ArrowRight", 8)
-    press_key(page, "Epochs", "End", 1)
+    press_key(page, "Epochs", "ArrowRight", 15)
     panel.get_by_role("button", name="Launch").click()
     stop = panel.get_by_role("button", name="Stop")
     expect(stop).to_be_enabled()
-    expect(panel.get_by_text(re.compile(r"^([1-9]|1\d) of 20 trials, "))).to_be_visible(
-        timeout=60_000
+    expect(panel.get_by_text(re.compile(r"left.*; ([1-9]|1\d) of 20 trials"))).to_be_visible(
+        timeout=200_000
     )
     while_running = points.count()
     shoot(page, "2-running")

@@ -5,14 +5,22 @@ import json
 from collections import Counter
 from typing import Any
 
-import nbformat
 import numpy as np
 import plotly.offline
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from labkit import plots
-from tests.show.browser import IN_BROWSER, barriers, darken, move, open_notebook, run_all, shoot
+from tests.show.browser import (
+    IN_BROWSER,
+    barriers,
+    darken,
+    move,
+    open_notebook,
+    run_all,
+    run_notebook,
+    shoot,
+)  # fmt: skip
 from tests.show.studies import study
 from tests.show.test_style import contrast
 
@@ -57,22 +65,6 @@ TICKS = """async figure => {
     return ["x", "y"].map(axis => [...document.querySelectorAll(`.${axis}tick text`)]
         .map(tick => tick.textContent).filter(label => label.trim()));
 }"""
-
-
-def run_notebook(page: Page, lab: str, name: str, *cells: str) -> None:
-    """Puts a notebook on the server, opens it and runs it."""
-    made = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec})
-    page.goto(f"{lab}/lab")
-    (token,) = (c["value"] for c in page.context.cookies() if c["name"] == "_xsrf")
-    file = {"type": "notebook", "format": "json", "content": notebook}
-    answer = page.request.put(
-        f"{lab}/api/contents/notebooks/{name}", data=file, headers={"X-XSRFToken": token}
-    )
-    assert answer.ok
-    open_notebook(page, lab, name)
-    run_all(page)
 
 
 def colours(part: Locator) -> list[np.ndarray]:

@@ -1,7 +1,9 @@
 """The panels, without a browser."""
 
 import gc
+import html
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -14,10 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from labkit import SearchPanel, StudyPanel, load_config, search
+from labkit import (
+    SearchPanel,
+    StudyPanel,
+    compare,
+    get_model,
+    load_best,
+    load_config,
+    search,
+    total_cost,
+)  # fmt: skip
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls
+from labkit.show.widgets import WRONG
 from labkit.study.record import Failure, FailureKind, Record
 from labkit.study.search import Search
 from labkit.study.space import SPACES, register_space
@@ -63,6 +75,9 @@ def test_controls_that_nobody_moved_change_nothing(tables: dict[str, Any]) -> No
     config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
     changed = SearchControls(config).config
     assert changed.training == config.training
+    rates = SearchControls(config).learning_rate
+    assert {"0.003", "0.5", "1e-05"} <= set(rates._options_labels)
+    assert all(float(label) == rate for label, rate in rates.options)  # what is shown is used
     assert changed.search.search_space == config.search.search_space
     assert changed.search.strategy.setup == config.search.strategy.setup
     assert changed.search.strategy.metrics == config.search.strategy.metrics
@@ -87,15 +102,21 @@ def test_launch_watch_select_and_resume(panel: SearchPanel) -> None:
     panel.launch.click()
     assert panel.launch.disabled
     wait_for(lambda: panel.stop.disabled)
-    assert panel.progress_text.value == "4 of 4 trials"
+    assert panel.progress.value.endswith("; 4 of 4 trials")
+    assert 'value="4" max="4" aria-label="Epochs of networks"' in panel.progress.value
     points = [trace for trace in panel.figure.data if trace.name in ("dominated", "Pareto front")]
     assert sum(len(trace.x) for trace in points) == len(panel.results.networks)
     assert "<th>seq_blocks_2</th>" in panel.table.value
 
-    front = panel.figure.data[1]
+    front, mark = panel.figure.data[1], panel.figure.data[3]
+    assert (len(mark.x), mark.showlegend) == (0, False)
     panel._on_click(front, SimpleNamespace(point_inds=[0]), None)
     assert panel.selected == front.customdata[0][0]
+    assert (mark.name, mark.x, mark.y) == (f"trial {panel.selected}", front.x[:1], front.y[:1])
     assert f"Trial {panel.selected}" in panel.report.value
+    [code] = re.findall("<code>(.*?)</code>", panel.report.value)
+    opened = eval(html.unescape(code), {"load_best": load_best})
+    assert str(total_cost(opened).total_flops) == f"{front.x[0]:.0f}"
 
     panel.controls.trials.value = 6
     panel.resume.click()
@@ -117,7 +138,10 @@ def test_stop_answers_soon_and_close_leaves_no_thread(panel: SearchPanel) -> Non
         panel.stop.click()
         wait_for(lambda: panel.stop.disabled)
         n = len(panel.results.trials)
-        assert f"Stopped: {n} of 200 trials are finished" in panel.message.value
+        assert f"Stopped: {n} of 200 trials are finished and kept. Resume" in panel.message.value
+        assert "Stopped: " in panel.progress.value
+        assert "left" not in panel.progress.value
+        assert "failed" not in panel.message.value + panel.progress.value
     panel.launch.click()
     panel.close()
     assert threading.active_count() == before
@@ -171,6 +195,106 @@ def test_errors_are_said_in_words_and_escaped(panel: SearchPanel) -> None:
     assert "expected numbers like" in panel.message.value
     assert "<b>" not in panel.message.value
     assert panel.search is None
+    field = panel.controls.multipliers["seq_blocks_5"]
+    assert WRONG in field._dom_classes
+    assert not any(
+        WRONG in one._dom_classes for one in panel.controls.multipliers.values() if one is not field
+    )
+    assert not panel.launch.disabled
+    field.value = "1, 2"
+    assert WRONG not in field._dom_classes
+
+
+def test_a_page_that_is_opened_later_shows_the_figures_of_now(panel: SearchPanel) -> None:
+    panel.controls.trials.value = 2
+    panel.launch.click()
+    panel.wait()
+    for figure in (panel.figure, panel.curves):
+        sent = figure.get_state()
+        assert [trace["name"] for trace in sent["_widget_data"]] == [t.name for t in figure.data]
+        assert sent["_widget_layout"]["xaxis"]["visible"]
+        assert len(sent["_esm"]) < 2000  # plotly itself is sent once for all
+
+
+def test_one_panel_one_search(panel: SearchPanel) -> None:
+    panel.controls.trials.value = 2
+    panel.launch.click()
+    first = panel.search
+    assert panel.launch.disabled
+    panel.launch.click()  # the second half of a double click
+    others = [threading.Thread(target=panel.launch.click) for _ in range(4)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert panel.search is first
+    panel.wait()
+    assert [path.name for path in panel._parent.iterdir()] == ["run-1"]
+
+
+def test_two_panels_and_calls_beside_them(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    tables["search"]["strategy"]["setup"]["n_trials"] = 6
+    panels = [SearchPanel(tables, blobs, folder=tmp_path / name) for name in ("a", "b")]
+    for panel in panels:
+        panel.launch.click()
+    while not all(panel.stop.disabled for panel in panels):
+        compare(get_model("jsc-toy"), get_model("jsc-toy"))
+        assert len(search(tables, data=blobs, trials=1, progress=False).records) == 1
+    for panel in panels:
+        panel.wait()
+        assert panel.results.counts().endswith("0 failed")
+        assert len(panel.results.records) == 6
+        panel.close()
+    first, second = (panel.results.trials.drop(columns=["seconds", "elapsed"]) for panel in panels)
+    assert list(first["network"]) == list(second["network"])
+
+
+def test_a_panel_shows_each_epoch(panel: SearchPanel) -> None:
+    panel.controls.trials.value, panel.controls.epochs.value = 4, 3
+    assert panel.curves.layout.annotations[0].text == "no network yet"
+    panel.launch.click()
+    panel.wait()
+    before, training = panel.curves.data
+    assert len(training.x) == 0
+    lines = list(zip(before.x, before.y))
+    assert [x for x, _ in lines[:4]] == [1, 2, 3, None]
+    history = panel.results.histories[0]
+    own = [y for _, y in lines[:3]]
+    assert own in [[each["accuracy"] for each in h] for h in panel.results.histories.values()]
+    assert len(history) == 3
+    assert "12 of 12 epochs of networks" in panel.progress.value
+
+
+def test_the_report_compares_with_the_original(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+) -> None:
+    tables["search"]["strategy"]["setup"] |= {"n_trials": 16, "sampler": "bruteforce"}
+    search(tables, data=blobs, folder=tmp_path, progress=False)
+    panel = StudyPanel(tmp_path)
+    networks = panel.results.networks
+    original = next(
+        n
+        for n in networks.index
+        if panel.results.plan(n).to_dict() == panel.results.about["original"]
+    )
+    other = networks["parameters"].idxmax()
+    panel.select(other)
+    difference = networks["accuracy"][other] - networks["accuracy"][original]
+    assert (
+        f"{difference:+.4f} to the original network's accuracy, trial {original}<"
+        in panel.report.value
+    )
+    ratio = networks["parameters"][other] / networks["parameters"][original]
+    assert f"({ratio:.3g} × the original network's)" in panel.report.value
+    panel.select(original)
+    assert "(1 × the original network's)" in panel.report.value
+    dominated = next(n for n in networks.index if n not in panel.results.front.index)
+    panel.select(dominated)
+    assert "load_best" not in panel.report.value
+    assert "only networks of the front are kept" in panel.report.value
+    panel.close()
 
 
 def test_what_the_log_says_is_shown(panel: SearchPanel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +372,10 @@ def test_a_study_that_someone_else_writes_is_shown_live(
     search(tables, data=blobs, folder=tmp_path, progress=False)
     panel = StudyPanel(tmp_path)
     try:
-        wait_for(lambda: panel.progress_text.value == "2 trials")
+        wait_for(lambda: panel.progress.value == "2 trials")
         tables["search"]["strategy"]["setup"]["n_trials"] = 5
         search(tables, data=blobs, folder=tmp_path, progress=False)
-        wait_for(lambda: panel.progress_text.value == "5 trials")
+        wait_for(lambda: panel.progress.value == "5 trials")
         assert panel.results.about["dataset"] == "blobs"
     finally:
         panel.close()

@@ -91,7 +91,7 @@ def test_what_becomes_slower_is_said(clock: SimpleNamespace) -> None:
     assert told[4] == (pytest.approx(35, abs=3), "")
     assert told[9][0] > 100  # type: ignore[index]
     assert told[9][1] == "longer than expected: networks take longer than before"  # type: ignore[index]
-    assert "best accuracy 0.900" in str(progress)
+    assert "best accuracy 0.900" in progress.said()
 
 
 def test_what_is_looked_up_counts_as_done(clock: SimpleNamespace) -> None:
@@ -100,7 +100,7 @@ def test_what_is_looked_up_counts_as_done(clock: SimpleNamespace) -> None:
     both = {Candidate(network(1), seed): {"accuracy": 0.1} for seed in (0, 1)}
     progress.on_epoch(both)
     assert progress.done == 2
-    assert str(progress).startswith("2 of 40 epochs of networks, best accuracy 0.100, ")
+    assert progress.said().startswith("2 of 40 epochs of networks, best accuracy 0.100, ")
     progress.on_trial(network(1), 3, math.inf)
     assert progress.done == 10
     progress.on_trial(network(1), 2, math.inf)
