@@ -210,6 +210,7 @@ class StudyPanel(LivePanel):
         close = ipw.Button(description="Close", tooltip="Remove the panel")
         super().__init__([close], [], channels, {"convention": about["convention"]} | cost_options)
         close.on_click(lambda _: self.close())
+        self._refresh(running=True)  # what is left of it is drawn when it is shown
         self._start(self._watch)
 
     @property

@@ -1,13 +1,15 @@
 """What a panel leaves in a notebook."""
 
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as ipw
 import pytest
 
-from labkit import LayerExplorer, get_model
+from labkit import LayerExplorer, StudyPanel, get_model, search
+from labkit.data import Dataset
 from labkit.show import stills
 from labkit.show.stills import WithStill
 
@@ -48,6 +50,16 @@ def test_a_panel_shows_its_view_and_what_is_left_of_it(notebook: Notebook) -> No
     explorer.keep()
     assert notebook.outputs[0] is view  # which would flicker
     assert "seq_blocks_5 output</code> ────────────● <b>8</b>" in notebook.outputs[2]["text/html"]
+
+
+def test_the_panel_of_a_study_is_drawn_before_it_is_shown(
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(tables, data=blobs, trials=2, folder=tmp_path, progress=False)
+    monkeypatch.setattr(StudyPanel, "_watch", lambda self: None)
+    panel = StudyPanel(tmp_path)
+    assert sum(len(trace.x) for trace in panel.figure.data) >= 2
+    panel.close()
 
 
 def test_names_are_text_and_what_is_hidden_is_left_out() -> None:
