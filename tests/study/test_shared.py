@@ -149,11 +149,13 @@ def test_two_drivers_measure_each_network_once(postgres: Postgres, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["tpe", "known-cost"])
 def test_drivers_with_a_sampler_look_up_what_others_trained(
-    postgres: Postgres, tmp_path: Path
+    postgres: Postgres, tmp_path: Path, sampler: str
 ) -> None:
-    url, logs = postgres.database("sampled"), [tmp_path / "a", tmp_path / "b"]
-    drivers = [start(url, log, sampler="tpe", n_trials=30) for log in logs]
+    name = sampler.replace("-", "_")
+    url, logs = postgres.database(f"sampled_{name}"), [tmp_path / "a", tmp_path / "b"]
+    drivers = [start(url, log, sampler=sampler, n_trials=30) for log in logs]
     for driver, log in zip(drivers, logs):
         assert driver.wait(LIMIT) == 0, Path(f"{log}.err").read_text()
     study = optuna.load_study(study_name="many", storage=storage.open_storage(url))
