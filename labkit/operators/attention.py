@@ -280,13 +280,6 @@ class MultiheadAttention(Operator):
             if getattr(module, name) == old:
                 setattr(module, name, len(outputs))
 
-    def n_parameters(self, module: Any, n_in: int, n_out: int) -> int:
-        total = 0
-        for parameter in module.parameters():
-            n_axes = sum(axis is not None for axis in self.axes(module, parameter))
-            total += parameter.numel() * n_out**n_axes // module.embed_dim**n_axes
-        return total
-
     def norms(self, module: Any) -> torch.Tensor:
         return module.out_proj.weight.detach().float().cpu().square().sum(1)
 

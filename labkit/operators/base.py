@@ -7,6 +7,7 @@ what the axes of its output are made of (`flow`), what becomes of its parameters
 
 from __future__ import annotations
 
+import copy
 import math
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -203,6 +204,12 @@ class Operator:
 
     def n_parameters(self, module: nn.Module, n_in: int, n_out: int) -> int:
         """Returns how many parameters a layer has with other widths."""
+        if type(self).carry is not Operator.carry:
+            empty: Any = {id(p): in_place_of(p, p.detach().to("meta")) for p in module.parameters()}
+            module = copy.deepcopy(module, empty)
+            inputs, outputs = (torch.zeros(n, dtype=torch.long) for n in (n_in, n_out))
+            self.carry(module, inputs, outputs)
+            return sum(parameter.numel() for parameter in module.parameters())
         groups = self.groups(module)
         return sum(
             math.prod(resized(parameter.shape, self.tensors.get(name, ()), n_in, n_out, groups))

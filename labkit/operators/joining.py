@@ -16,7 +16,7 @@ from labkit.operators.base import Axes, Call, Operator, register_operator
 from labkit.operators.building import NotStackable, StackBuilder, Stacked
 from labkit.operators.elementwise import meet
 from labkit.operators.layout import Layout
-from labkit.operators.nodes import Path, argument, as_tuple, describe, path_of
+from labkit.operators.nodes import Path, argument, as_tuple, called, describe, path_of
 from labkit.operators.shaping import Moving, put
 
 
@@ -205,27 +205,20 @@ def _sliced(call: Call, axis: Layout, item: slice, path: Path) -> Layout | None:
 
 
 @register_operator
-class Roll(Moving):
-    """Moves elements along axes, which keep their width."""
+class Picking(Moving):
+    """Moved or chosen entries of axes, which keep their width."""
 
-    functions = (torch.roll, torch.flip, "roll", "flip")
-
-    def flow(self, call: Call) -> Any:
-        is_roll = call.node.target in (torch.roll, "roll")
-        dims = call.argument(2 if is_roll else 1, "dims")
-        moved = range(len(call.x)) if dims in (None, ()) else as_tuple(dims)
-        return None if any(lay.free(call.x[dim]) for dim in moved) else call.x
-
-
-@register_operator
-class IndexSelect(Moving):
-    """Chosen entries of an axis, which keeps its width."""
-
-    functions = (torch.index_select, "index_select")
+    functions = (torch.roll, torch.flip, torch.index_select, "roll", "flip", "index_select")
 
     def flow(self, call: Call) -> Any:
-        x, dim = call.x, call.argument(1, "dim")
-        return None if lay.free(x[dim]) else put(x, dim, lay.plain(call.shape[dim]))
+        at = 2 if called(call.node) == "roll" else 1
+        dims = call.argument(at, "dims", call.node.kwargs.get("dim"))
+        dims = range(len(call.x)) if dims in (None, ()) else as_tuple(dims)
+        moved = {dim % len(call.x) for dim in dims}
+        if any(lay.free(call.x[dim]) for dim in moved):
+            return None
+        sizes = enumerate(zip(call.x, call.shape))
+        return [lay.plain(size) if i in moved else axis for i, (axis, size) in sizes]
 
 
 @register_operator

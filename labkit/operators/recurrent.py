@@ -67,16 +67,6 @@ class Recurrent(Operator):
             setattr(module, name, in_place_of(parameter, torch.cat(new)))
         module.input_size, module.hidden_size = len(inputs), len(hidden)
 
-    def n_parameters(self, module: Any, n_in: int, n_out: int) -> int:
-        again = n_out // (1 + module.bidirectional)
-        hidden = module.hidden_size if module.proj_size else again
-        total = 0
-        for name, parameter in module.named_parameters():
-            read = again if "hh" in name else n_in if "_l0" in name else n_out
-            size = len(parameter) // module.hidden_size * hidden * (read if "weight" in name else 1)
-            total += parameter.numel() if "hr" in name else size
-        return total
-
     def norms(self, module: Any) -> torch.Tensor:
         if module.proj_size:
             return torch.zeros(())

@@ -120,19 +120,19 @@ class Walk:
             axes = operator.flow(call)
             for number, axis in self.numbers(call):
                 if isinstance(number, Size) and number.axis is not None:
-                    source, dim = number.axis  # the code has it as the size of that
+                    source, dim = number.axis  # its code has it as the size of that
                     lay.join(axis, self.axes[source][dim])
         except (TypeError, ValueError, IndexError, AttributeError, KeyError):
             return None  # it was asked with arguments that its operator does not expect
         why = f"{describe(call.node)} has it as a number, and {self.only_code}"
-        for number, axis in self.numbers(call) if self.only_code is not None else ():
+        for number, axis in self.numbers(call):
             if not isinstance(number, Size | Option):
                 lay.fix(axis, why, unknown=True)
         return axes
 
     def numbers(self, call: Call) -> Iterator[tuple[Any, Layout]]:
-        """Yields sizes among a call's arguments with the axes that they are of."""
-        for path, sizes in call.literals:
+        """Yields sizes in a call that its code must get right, with the axes that they are of."""
+        for path, sizes in call.literals if self.only_code is not None else ():
             numbers = as_tuple(argument_at(call.node, path))
             axes = sizes if isinstance(sizes, list) else [sizes]
             yield from zip(itertools.cycle(numbers), axes)

@@ -444,6 +444,21 @@ def test_what_only_happens_in_training_is_never_lost() -> None:
     assert not torch.equal(new.train()(IMAGES), new(IMAGES))
 
 
+class NoisySplit(SplitByWidth):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + torch.randn_like(y) if self.training else y
+
+
+def test_sizes_follow_what_they_are_read_off_where_only_the_code_will_do() -> None:
+    model = as_if_trained(Around(NoisySplit()))
+    new, info = widened(model, IMAGES, 1.5)
+    assert type(new) is Around
+    assert new.what.both.out_channels == 12 + 12 + 3  # type: ignore[union-attr]
+    assert not info.inexact
+    torch.testing.assert_close(model(IMAGES), new(IMAGES))
+
+
 class Inputs(nn.Module):
     def __init__(self, kind: str):
         super().__init__()
