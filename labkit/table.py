@@ -9,6 +9,7 @@ import pandas as pd
 # Lines that show on a light page and on a dark one; colours are the page's.
 STYLE = """<style>
 .labkit {overflow-x: auto}
+:is(.widget-html, .widget-html-content):has(.labkit) {min-width: 0}
 .labkit table {border-collapse: collapse}
 .labkit :is(th, td) {padding: 0.2em 0.8em; text-align: right; border: none}
 .labkit tr :is(th, td) {border-bottom: 1px solid rgba(128, 128, 128, 0.3)}

@@ -38,7 +38,7 @@ DARK = "#111111"
 INVERTED = """:is(.plot-container:has(> * > .main-svg[style*="white"]), .plot-img)
 {filter: invert(0.9333) hue-rotate(180deg)}"""
 IN_JUPYTER = f'[data-jp-theme-light="false"] {INVERTED}'
-CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False}  # of plotly.js
+CONFIG = {"displaylogo": False, "showSendToCloud": False}  # of plotly.js: no way to a cloud
 
 AXIS_TITLES = {
     "accuracy": "validation accuracy",

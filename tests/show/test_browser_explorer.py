@@ -3,6 +3,7 @@
 import base64
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from labkit import plots
+from labkit.show.page import write_page
 from tests.show.browser import (
     IN_BROWSER,
     barriers,
@@ -29,6 +31,7 @@ pytestmark = IN_BROWSER
 FIGURES = """
 import labkit
 from labkit import plots
+from labkit.show.page import write_page
 model = labkit.get_model("jsc-toy")
 display(plots.layer_costs(labkit.compare(model, None)))
 labkit.LayerExplorer(model)
@@ -87,6 +90,29 @@ def test_logarithmic_axes_have_ticks_with_labels(page: Page) -> None:
             x, y = page.evaluate(TICKS, figure)
             assert 2 <= len(x) <= 14, (low, high, x)
             assert len(y) >= 2, (low, high, y)
+
+
+def test_the_page_is_narrow_and_dark_where_it_must_be(page: Page, tmp_path: Path) -> None:
+    widths = [{"a_name_of_a_group_that_is_long": a, "b": b} for a in (8, 16) for b in (8, 32)]
+    trials = [(w, {"accuracy": w["b"] / 99, "total_flops": sum(w.values())}) for w in widths]
+    write_page(study(trials), tmp_path / "pareto.html")
+    page.set_viewport_size({"width": 480, "height": 900})
+    for scheme, background in (("light", 1), ("dark", 17 / 255)):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.goto((tmp_path / "pareto.html").as_uri())
+        figure = page.locator(".js-plotly-plot").first
+        expect(figure.locator(".points path").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == 480
+        for part in (page.locator("h1"), figure):
+            paper, *shown = colours(part)
+            assert paper == pytest.approx(background, abs=0.003)
+            assert max(contrast(colour, paper) for colour in shown) >= 4.5
+        titles = page.locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
+        assert titles
+        assert not any("hare" in title or "lotly" in title for title in titles)
+        shoot(page, f"page-{scheme}")
+    page.emulate_media(media="print")
+    assert colours(page.locator("h1"))[0] == pytest.approx(1)
 
 
 def test_figures_follow_the_theme_and_lead_to_no_cloud(lab: str, page: Page) -> None:
