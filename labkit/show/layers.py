@@ -45,7 +45,7 @@ def network_drawing(comparison: pd.DataFrame) -> go.Figure:
     return finished(
         figure,
         title="Channels that each layer puts out",
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        legend={"yref": "paper", "y": 1, "x": 1, "xanchor": "right"},
         bargap=0.1,
         height=330,
         margin={"l": 50, "r": 10, "t": 60, "b": 30},

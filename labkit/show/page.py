@@ -23,6 +23,7 @@ h1 {{overflow-wrap: anywhere}}
 }}
 @page {{margin: 1.5cm}}
 @media print {{
+  :root {{color-scheme: light}}
   body {{margin: 0; padding: 0}}
   .labkit {{font-size: 8pt; overflow: visible}}
 }}"""

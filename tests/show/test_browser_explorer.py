@@ -184,7 +184,7 @@ def test_a_deep_network_in_the_explorer(lab: str, page: Page) -> None:
         last = explorer.get_by_role("slider").last
         last.focus()
         last.press("ArrowRight")
-        for seen in (explorer.get_by_text("parameters:"), explorer.locator(".gtitle"), last):
+        for seen in (explorer.get_by_text("parameters:"), explorer.locator(".legend"), last):
             expect(seen).to_be_in_viewport(ratio=0.99)
         assert explorer.evaluate("it => it.scrollWidth <= it.clientWidth")
         labels = explorer.locator(".labkit-blocks span:visible")
