@@ -51,7 +51,7 @@ def save_image(figure: go.Figure, path: str | Path) -> None:
 
 
 def printed(page: str) -> bytes:
-    """Returns a page of HTML as a PDF file.
+    """Returns a page of HTML as a PDF file; its scripts do not run.
 
     Raises:
         LabkitError: There is no Chromium or Chrome, or it fails.
@@ -61,6 +61,7 @@ def printed(page: str) -> bytes:
         tab = await browser.create_tab("about:blank")
         shown = {"frameId": tab.target_id, "html": page}
         decoded = "Promise.all([...document.images].map(image => image.decode()))"
+        await tab.send_command("Emulation.setScriptExecutionDisabled", {"value": True})
         await tab.send_command("Page.setDocumentContent", shown)
         await tab.send_command("Runtime.evaluate", {"expression": decoded, "awaitPromise": True})
         answer = await tab.send_command("Page.printToPDF", {"preferCSSPageSize": True})

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_one_chromium_serves_all_and_ends_when_it_is_idle(monkeypatch: pytest.Mo
         time.sleep(0.1)
     assert not browsers()
     assert picture(FIGURE)  # by another
+
+
+@with_chromium
+def test_a_page_is_printed_and_its_scripts_do_not_run() -> None:
+    sheet = "<div style='break-after: page'>x</div>"
+    script = f'<p>x</p><img src="x" onerror="document.body.innerHTML = `{sheet}`.repeat(7)">'
+    n_pages = [len(re.findall(rb"/Type /Page\b", printed(page))) for page in (sheet * 3, script)]
+    assert n_pages == [3, 1]
 
 
 @with_chromium
