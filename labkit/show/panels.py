@@ -24,10 +24,6 @@ from labkit.transform import Channels, find_channels, get_model
 
 POLL_SECONDS = 1.0
 LINES = 5  # of the message
-COMPACT = {
-    "legend": {"orientation": "h", "y": 1, "yanchor": "bottom"},
-    "margin": {"t": 40, "b": 50, "r": 20},
-}
 MARK = {"symbol": "square-open", "size": 24, "color": BLACK, "line": {"width": 3}}
 
 
@@ -59,13 +55,13 @@ class LivePanel(WithStill):
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lines: deque[object] = deque(maxlen=LINES)
-        self.progress, self.message, self.heading, self.table = (ipw.HTML() for _ in range(4))
+        self.progress, self.message, self.table = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.report = ipw.HTML("<p>Click a point for its network.</p>", layout={"flex": "2 1 24em"})
         empty = [go.Scatter()] * 4  # as many as a front has, and what is clicked
         self.figure = figure_widget(finished(go.Figure(empty), "no network yet", height=450))
         for trace in self.figure.data:
             trace.on_click(self._on_click)
-        figures = ipw.VBox([self.heading, self.figure, *below], layout={"flex": "3 1 32em"})
+        figures = ipw.VBox([self.figure, *below], layout={"flex": "3 1 32em"})
         beside = ipw.HBox([figures, self.report])
         beside.add_class("labkit-beside")
         super().__init__([*controls, self.progress, self.message, beside, self.table])
@@ -105,9 +101,6 @@ class LivePanel(WithStill):
             name=f"trial {self.selected}", x=[x for x, _ in marked], y=[y for _, y in marked],
             mode="markers", marker=MARK, hoverinfo="skip", showlegend=bool(marked),
         )  # fmt: skip
-        title = figure.layout.title  # which the figure's edge would cut
-        self.heading.value = f"<b>{title.text}</b><br>{title.subtitle.text}"
-        figure.update_layout(title=None, **COMPACT)
         update(self.figure, figure)
 
     def wait(self) -> None:

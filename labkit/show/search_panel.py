@@ -18,7 +18,7 @@ from labkit import runtime
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.controls import SearchControls
-from labkit.show.panels import COMPACT, POLL_SECONDS, LivePanel
+from labkit.show.panels import POLL_SECONDS, LivePanel
 from labkit.show.style import AXIS_TITLES, BLUE, GREY, finished, text
 from labkit.show.widgets import figure_widget, progress_bar, update
 from labkit.study.config import SearchConfig
@@ -213,7 +213,7 @@ def _curves(progress: Progress | None) -> go.Figure:
         )  # fmt: skip
     longest = max(map(len, histories.values()), default=1)
     return finished(
-        figure, "no network yet", height=240, showlegend=True, **COMPACT,
+        figure, "no network yet", height=280, showlegend=True, margin={"t": 20},
         xaxis={"title": "epoch", "dtick": -(-longest // 10), "tick0": 0},
         yaxis={"title": AXIS_TITLES["accuracy"]},
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import hmac
 import html
 import json
+import os
 import re
 import secrets
 import threading
@@ -19,9 +20,14 @@ import optuna_dashboard
 from labkit.checks import as_path
 from labkit.errors import in_words, shown
 from labkit.study.record import Trial
+from labkit.study.results import Results
 from labkit.study.studies import Description, describe, open_study, read_trials
 
 HOST = "127.0.0.1"
+ON_A_HUB = (
+    "optuna-dashboard's pages ask for /api and /static at the root of their server, so that no "
+    "proxy can show them below a path: the link opens on the server itself. Here are labkit's own."
+)
 STUDY = re.compile(r"/api/studies/\d+")  # what the dashboard's pages ask for a study and its trials
 
 
@@ -37,14 +43,16 @@ class _QuietHandler(WSGIRequestHandler):
 class Dashboard:
     """optuna-dashboard, running in the background until `stop`.
 
-    In a notebook it displays itself.
+    In a notebook it displays itself; on JupyterHub and Binder, where no browser reaches it, what
+    `labkit.plots` draws of the study.
 
     Attributes:
         link: Where it is, on this computer only, and the token that lets a browser in.
     """
 
     def __init__(self, folder: str | Path, port: int | None = None):
-        app = _WithNotes(as_path("folder", folder))
+        self._folder = as_path("folder", folder)
+        app = _WithNotes(self._folder)
         with in_words(f"port: {shown(port)} cannot be used"):
             at = 0 if port is None else port
             self._server = make_server(HOST, at, app, _Server, _QuietHandler)
@@ -63,6 +71,21 @@ class Dashboard:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        from labkit.show import plots
+
+        if "JUPYTERHUB_SERVICE_PREFIX" not in os.environ:  # as on Binder
+            display(HTML(self._repr_html_()))
+            return
+        print(ON_A_HUB)
+        results = Results.from_study(open_study(self._folder))
+        display(results)
+        views = plots.hypervolume({"search": results}), plots.width_importance(results)
+        for view in (plots.pareto_front(results), *views, plots.widths_along_front(results)):
+            display(view)
 
     def _repr_html_(self) -> str:
         address = self.link.partition("?")[0]

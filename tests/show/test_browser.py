@@ -124,7 +124,8 @@ def test_a_search_from_the_panel(lab: str, page: Page) -> None:
 
 
 def parts_of_a_still(page: Page) -> tuple[Locator, Locator]:
-    outputs = page.locator(".jp-OutputArea-child")
+    cell = page.locator(".jp-CodeCell", has_text="explorer = LayerExplorer(model)")
+    outputs = cell.locator(".jp-OutputArea-child")
     picture = outputs.filter(has=page.locator("img[src^='data:image/png']"))
     text = outputs.filter(has=page.locator("code", has_text="seq_blocks_5 output"))
     return picture.first, text.first

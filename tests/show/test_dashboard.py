@@ -196,6 +196,24 @@ def test_a_note_shows_a_hostile_name_as_text() -> None:
     assert (note.count("`"), study_note.count("`")) == (2, 6)
 
 
+def test_on_a_hub_a_notebook_shows_labkits_own_figures(
+    served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    dashboard = labkit.dashboard(tmp_path)
+    dashboard._ipython_display_()
+    assert [dashboard.link in one.data for one in shown] == [True]
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ann/")
+    shown.clear()
+    dashboard._ipython_display_()
+    dashboard.stop()
+    assert "no proxy can show them below a path" in capsys.readouterr().out
+    titles = [figure.layout.title.text for figure in shown[1:]]
+    assert len(titles) == 4
+    assert all("jsc-toy on blobs" in title for title in titles)
+
+
 def test_a_folder_without_a_study(tmp_path: Path) -> None:
     with pytest.raises(LabkitError, match="holds no study"):
         labkit.dashboard(tmp_path)
