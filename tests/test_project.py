@@ -215,6 +215,11 @@ def cell(**changes: Any) -> dict[str, Any]:
             "outputs": [output]} | changes  # fmt: skip
 
 
+def figure(*pictures: str) -> dict[str, Any]:
+    kinds = dict.fromkeys(["application/vnd.plotly.v1+json", *pictures], "")
+    return {"output_type": "display_data", "data": kinds}
+
+
 @pytest.mark.parametrize(
     ("cells", "metadata", "said"),
     [
@@ -231,6 +236,12 @@ def cell(**changes: Any) -> dict[str, Any]:
         ([cell(outputs=[{"output_type": "error"}])], {}, ["an error below '1 + 2'"]),
         ([cell(outputs=[PATH])], {}, ["a path of one machine below '1 + 2'"]),
         ([cell(outputs=[VIEW])], {}, ["the view of a widget below '1 + 2'"]),
+        ([cell(outputs=[figure("image/png")])], {}, []),
+        (
+            [cell(outputs=[figure()])],
+            {},
+            ["a figure without a picture below '1 + 2': Chromium draws them"],
+        ),
     ],
 )
 def test_a_notebook_that_should_not_be_committed_is_named(

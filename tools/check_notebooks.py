@@ -16,6 +16,7 @@ from typing import Any
 
 METADATA = {"kernelspec", "language_info"}
 WIDGET = "application/vnd.jupyter.widget-view+json"  # empty without the kernel that made it
+PLOTLY = "application/vnd.plotly.v1+json"
 HOME = re.compile(r"/(root|home/\w|Users/\w)")
 
 
@@ -35,8 +36,11 @@ def problems(notebook: dict[str, Any]) -> Iterator[str]:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 yield f"an error below {start!r}"
-            if WIDGET in output.get("data", {}):
+            kinds = output.get("data", {})
+            if WIDGET in kinds:
                 yield f"the view of a widget below {start!r}"
+            if PLOTLY in kinds and "image/png" not in kinds:
+                yield f"a figure without a picture below {start!r}: Chromium draws them"
             if HOME.search(json.dumps(output)):
                 yield f"a path of one machine below {start!r}"
 
