@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from sklearn.gaussian_process import kernels
 from torch import nn
 
 from labkit.errors import LabkitError
@@ -54,7 +55,7 @@ def known(plan: Plan) -> list[float]:
 
 def make_study(
     space: ChannelMultiplierSpace, seed: int = 0, known: known_cost.Known = known,
-    directions: Sequence[str] = ("maximize", "minimize"),
+    directions: Any = ("maximize", "minimize"),
 ) -> optuna.Study:  # fmt: skip
     sampler = KnownCostSampler(space, known, seed, lambda plan: False)
     return optuna.create_study(directions=list(directions), sampler=sampler)
@@ -99,6 +100,46 @@ def test_an_improvement_is_the_mean_of_what_may_come(level: float) -> None:
     mean, std = np.array(1.5), np.array(0.8)
     expected = expected_improvement(mean, std, np.array(level), 1.0)
     assert expected == pytest.approx(drawn.mean(), abs=5 * drawn.std() / len(u) ** 0.5)
+
+
+def test_a_gain_is_the_mean_growth_of_the_hypervolume() -> None:
+    """Against drawn accuracies, with the textbook's formulas, one running network among them."""
+    rng = np.random.default_rng(3)
+    kernel = kernels.Matern([0.7, 1.5], nu=2.5) + kernels.WhiteKernel(0.5)
+    x, cost = rng.normal(size=(10, 2)), rng.uniform(0, 0.7, 10)
+    y = -rng.uniform(size=6)
+    u, ceiling = known_cost._warped(y)
+    done, running, new = slice(0, 6), slice(6, 7), slice(7, 10)
+    gains = known_cost._gains(
+        kernel, y, *([values[one] for one in (done, running, new)] for values in (x, cost))
+    )
+
+    covariance = kernel(x)
+    z = (u - u.mean()) / u.std()
+    believed = covariance[running, done] @ np.linalg.solve(covariance[done, done], z)
+    seen = slice(0, 7)
+    weights = np.linalg.solve(covariance[seen, seen], covariance[seen, new])
+    mean = np.append(z, believed) @ weights
+    std = np.sqrt(kernel.diag(x[new]) - (covariance[seen, new] * weights).sum(axis=0))
+    y = np.append(y, ceiling - np.exp(-u.mean() - u.std() * believed))
+    front, worst = np.column_stack([-y, cost[seen]]), np.array([-y.min(), 1.0])
+    for n in range(3):
+        drawn = ceiling - np.exp(-u.mean() - u.std() * rng.normal(mean[n], std[n], 4_000))
+        volumes = [
+            dominated_volume(np.vstack([front, [-one, cost[new][n]]]), worst) for one in drawn
+        ]
+        grown = np.array(volumes) - dominated_volume(front, worst)
+        assert gains[n] == pytest.approx(grown.mean(), abs=5 * grown.std() / 4_000**0.5 + 1e-9)
+    assert (gains > 1e-4).all()
+
+
+def test_several_losses_weigh_as_they_are_told() -> None:
+    losses = np.array([[0.0, 10.0], [1.0, 0.0], [0.4, 4.0]])
+    first, second = (known_cost._merged(losses, np.array(w)) for w in ([1.0, 1e-3], [1e-3, 1.0]))
+    assert first.argsort().tolist() == [0, 2, 1]
+    assert second.argsort().tolist() == [1, 2, 0]
+    alone = known_cost._merged(losses[:, :1], np.array([0.3]))
+    assert alone == pytest.approx([0, 1, 0.4])
 
 
 def test_a_design_halves_the_largest_gap_along_the_logarithm_of_the_cost() -> None:
