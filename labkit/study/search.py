@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +29,7 @@ from labkit.study.files import (
 from labkit.study.networks import FrontNetworks
 from labkit.study.pool import AnyExecutor, as_executor
 from labkit.study.progress import Progress
-from labkit.study.record import Candidate, Metrics, Trial
+from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results
 from labkit.study.runs import add_run
 from labkit.study.session import bar, session
@@ -113,6 +112,7 @@ class Search:
         setup = checked.search.strategy.setup
         self._stopping = threading.Event()
         self.progress: Progress | None = None
+        self._n_networks = count(self.space).networks
         self._show: Callable[[], None] = lambda: None
         shape = self.experiment.data.x_val.shape[1:]
         self._networks = FrontNetworks(
@@ -132,7 +132,8 @@ class Search:
             )
         self._trainer = Trainer(
             self.experiment, self.store, self._networks, as_executor(executor, setup.workers),
-            on_epoch=self._on_epoch, on_step=self._check_stop, on_trial=self._on_trial,
+            on_epoch=self._on_epoch, on_step=self._check_stop,
+            on_trial=lambda trial: self._tell(trial.record.plan, *_left(self)),
         )  # fmt: skip
 
     @property
@@ -160,8 +161,7 @@ class Search:
         terminate (SIGTERM, SIGHUP) does the same, and then ends the process.
 
         Args:
-            progress: Show what is decided, and a bar that counts epochs of networks, with the best
-                accuracy so far and the time that is left; in a pipe or a file, a line a minute.
+            progress: Show what is decided, and a bar of epochs; in a pipe or a file, lines.
 
         Returns:
             The results of the whole study, earlier runs included; `interrupted` says whether it
@@ -170,7 +170,7 @@ class Search:
         Raises:
             LabkitError: Another process is running a search in this folder.
         """
-        with self._running(progress, self._ahead) as stopped:
+        with self._running(progress, lambda: _ahead(self)) as stopped:
             self._trainer.run()
         return self.results(interrupted=stopped.is_set())
 
@@ -258,38 +258,34 @@ class Search:
         if self._stopping.is_set():
             raise runtime.Stopped
 
-    def _ahead(self) -> Progress:
-        """Returns what a run has ahead of it."""
-        setup, training = self.config.search.strategy.setup, self.experiment.training
-        accuracies = [one.record.metrics.get("accuracy", 0) for one in self.store.known.values()]
-        return Progress(
-            *self._left(), trained=len(self.store.known), jobs=setup.n_jobs,
-            seeds=len(self.experiment.seeds), epochs=training.max_epochs if training else 1,
-            repeats=setup.sampler not in ("bruteforce", "known-cost"),
-            best=max(accuracies, default=0) or None,
-        )  # fmt: skip
-
-    def _left(self) -> tuple[int, int]:
-        """Returns how many trials are left, and how many networks the space has left for them."""
-        n_trials = self.config.search.strategy.setup.n_trials
-        return max(n_trials - len(self.store.trials), 0), self._n_networks - len(self.store.known)
-
-    @functools.cached_property
-    def _n_networks(self) -> int:
-        return count(self.space).networks
-
     def _on_epoch(self, metrics: Mapping[Candidate, Metrics]) -> None:
         if self.progress is not None:
             self.progress.on_epoch(metrics)
             self._show()
 
-    def _on_trial(self, trial: Trial) -> None:
-        self._tell(trial.record.plan, *self._left())
-
     def _tell(self, plan: Plan, *left: int) -> None:
         if self.progress is not None:
             self.progress.on_trial(plan, *left)
             self._show()
+
+
+def _ahead(search: Search) -> Progress:
+    """Returns what a run has ahead of it."""
+    setup, training = search.config.search.strategy.setup, search.experiment.training
+    known = search.store.known
+    accuracies = [one.record.metrics.get("accuracy", 0) for one in known.values()]
+    return Progress(
+        *_left(search), trained=len(known), jobs=setup.n_jobs, seeds=len(search.experiment.seeds),
+        epochs=training.max_epochs if training else 1,
+        repeats=setup.sampler not in ("bruteforce", "known-cost"),
+        best=max(accuracies, default=0) or None,
+    )  # fmt: skip
+
+
+def _left(search: Search) -> tuple[int, int]:
+    """Returns how many trials are left, and how many networks the space has left for them."""
+    n_trials, store = search.config.search.strategy.setup.n_trials, search.store
+    return max(n_trials - len(store.trials), 0), search._n_networks - len(store.known)
 
 
 def search(
