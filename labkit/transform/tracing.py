@@ -257,6 +257,7 @@ class Tracer(fx.Tracer):
     def _shim(self, module: nn.Module, kind: type[nn.Module]) -> None:
         """Makes `super().forward(…)` of a class that inherits from a known layer a call of that."""
         tracer = self
+        self.reads_mode = True  # it may: what is in the layer is not asked through `getattr`
 
         class Known(kind):  # type: ignore[valid-type, misc]
             def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +265,6 @@ class Tracer(fx.Tracer):
                     return super().forward(*args, **kwargs)
                 path = tracer.path_of_module(self)
                 tracer.known[path] = kind
-                tracer.reads_mode = True  # it may, behind the layer
                 return tracer.create_proxy("call_module", path, args, kwargs)
 
         cls = type(module)

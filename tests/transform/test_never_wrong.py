@@ -444,6 +444,30 @@ def test_what_only_happens_in_training_is_never_lost() -> None:
     assert not torch.equal(new.train()(IMAGES), new(IMAGES))
 
 
+class NormByHand(nn.BatchNorm2d):
+    """As libraries write norms that activate."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training).relu()
+
+
+def test_a_graph_never_stands_for_norms_that_know_the_mode() -> None:
+    model = as_if_trained(Around(nn.Sequential(NormByHand(8), nn.Conv2d(8, 8, 1), Halves())))
+    new, info = widened(model, IMAGES)
+    assert not info.inexact
+    assert "does something else in training" in " ".join(info.skipped)
+    for mode in (False, True):
+        torch.testing.assert_close(model.train(mode)(IMAGES), new.train(mode)(IMAGES))
+
+
+class Halves(nn.Module):
+    """It has a width as a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(x.split(4, 1), 1)
+
+
 class NoisySplit(SplitByWidth):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
