@@ -274,8 +274,9 @@ def widths_followed(table: pd.DataFrame) -> Figure:
         panel.say(4 * i + 0.4, wide * scale / 2 + 0.5, f"<b>{wide}</b>")
     for i, (name, row) in enumerate(layers.iterrows()):
         panel.box(4 * i + 1.5, -1, 1.8, 2, GREY, 0.3)
-        panel.say(4 * i + 2.4, -3.6, f"{text(name)}<br>{text(row['type'])}", 10)
-    return bare(figure, [-1, 4 * len(layers) + 2], [-4.5, 3.8], 260)
+        # By turns higher and lower: side by side long names would overlap.
+        panel.say(4 * i + 2.4, -3.6 - 1.6 * (i % 2), f"{text(name)}<br>{text(row['type'])}", 10)
+    return bare(figure, [-1, 4 * len(layers) + 2], [-6, 3.8], 300)
 
 
 def dominated() -> Figure:
