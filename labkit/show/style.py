@@ -151,9 +151,11 @@ def names_axis(names: Sequence[object], most: int = 60) -> dict[str, Any]:
 def _dtick(low: float, high: float) -> str | int | None:
     """Returns which ticks of a logarithmic axis have labels: 1, 2 and 5, or powers of ten.
 
-    Plotly would label each digit, or none but powers. Within a decade its own ticks are even.
+    Plotly would label each digit, or none but powers. Where fewer than two of these lie in the
+    range, each digit is what is left.
     """
-    if low < high < 10 * low:
+    ticks = [digit * 10**power for power in range(-9, 19) for digit in (1, 2, 5)]
+    if low < high < 10 * low and sum(low <= tick <= high for tick in ticks) < 2:
         return None
     return "D2" if high <= 1e4 * low else 1
 

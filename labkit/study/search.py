@@ -81,21 +81,13 @@ class Search:
     """
 
     def __init__(
-        self,
-        config: str | Path | Mapping[str, Any] | SearchConfig | None = None,
-        *,
-        model: nn.Module | None = None,
-        data: Dataset | None = None,
-        widths: Widths | None = None,
-        trials: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        objectives: Mapping[str, str] | None = None,
-        folder: str | Path | None = None,
-        storage: str | BaseStorage | None = None,
-        executor: AnyExecutor | None = None,
+        self, config: str | Path | Mapping[str, Any] | SearchConfig | None = None, *,
+        model: nn.Module | None = None, data: Dataset | None = None, widths: Widths | None = None,
+        trials: int | None = None, epochs: int | None = None, seed: int | None = None,
+        objectives: Mapping[str, str] | None = None, folder: str | Path | None = None,
+        storage: str | BaseStorage | None = None, executor: AnyExecutor | None = None,
         shared: bool = False,
-    ):
+    ):  # fmt: skip
         checked = _config(config, model, data).replace(
             widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
         )

@@ -100,17 +100,9 @@ class Store:
     """
 
     def __init__(
-        self,
-        storage: str | Path | BaseStorage | None,
-        name: str,
-        description: Description,
-        space: SearchSpaceBase,
-        *,
-        sampler: str,
-        known: Known,
-        seed: int,
-        shared: bool = False,
-    ):
+        self, storage: str | Path | BaseStorage | None, name: str, description: Description,
+        space: SearchSpaceBase, *, sampler: str, known: Known, seed: int, shared: bool = False,
+    ):  # fmt: skip
         if shared and (storage is None or database_file(storage) is not None):
             raise LabkitError(
                 "shared: expected a storage that several machines reach, such as "
@@ -126,11 +118,9 @@ class Store:
         self.known: dict[Plan, Trial] = {}
         self.added_replicates: dict[int, list[Metrics | None]] = {}
         self._front: Front[Trial] = Front(description.directions.values())
-        self._memory = self._remember(
-            KnownCostSampler(space, known, seed, self._is_elsewhere)
-            if sampler == "known-cost"
-            else make_sampler(sampler, seed)
-        )
+        is_own = sampler == "known-cost"
+        own = KnownCostSampler(space, known, seed, self._is_elsewhere) if is_own else None
+        self._memory = self._remember(own or make_sampler(sampler, seed))
         self.refresh()
 
     @property
