@@ -17,10 +17,11 @@ from tests.show.browser import (
 pytestmark = IN_BROWSER
 
 PANEL = ".jp-OutputArea-output:has(.labkit-panel)"
-SETTINGS = "n_trials=12, max_epochs=6, num_samples=20_000, learning_rate=3e-3, n_jobs=4"
-CELL = f"""
+CELL = """
 from labkit import SearchPanel, load_config, load_data
-config = load_config("../configs/jsc_toy.toml").replace({SETTINGS})
+config = load_config("../configs/jsc_toy.toml").replace(
+    n_trials=12, max_epochs=EPOCHS, num_samples=20_000, learning_rate=3e-3, n_jobs=4
+)
 SearchPanel(config, load_data("jsc"))
 """
 
@@ -44,7 +45,7 @@ def places(panel: Locator) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def test_the_search_panel(lab: str, page: Page) -> None:
-    run_notebook(page, lab, "panel.ipynb", CELL)
+    run_notebook(page, lab, "panel.ipynb", CELL.replace("EPOCHS", "50"))  # until it is stopped
     panel = page.locator(PANEL)
     expect(panel.get_by_text("no network yet")).to_have_count(2)
     rate = panel.get_by_role("slider", name="Learning rate")
@@ -66,11 +67,12 @@ def test_the_search_panel(lab: str, page: Page) -> None:
     launch.click()
     expect(launch).to_be_disabled()
     expect(panel.get_by_text(re.compile("Running.*best accuracy 0.*left; 0 of 12"))).to_be_visible()
-    assert panel.get_by_role("progressbar").get_attribute("max") == "72"
+    assert panel.get_by_role("progressbar").get_attribute("max") == "600"
     expect(panel.locator(".scatterlayer .trace .js-line").first).to_be_attached()  # it grows
     shoot(page, "9-panel-running")
     panel.get_by_role("button", name="Stop").click()
-    expect(panel.get_by_text(re.compile("^Stopped: .* Resume goes on from there"))).to_be_visible()
+    said = panel.get_by_text(re.compile("^Stopped: .* Resume goes on from there"))
+    expect(said).to_be_visible(timeout=120_000)
     expect(launch).to_be_enabled()
     shoot(page, "10-panel-stopped")
 
@@ -78,7 +80,7 @@ def test_the_search_panel(lab: str, page: Page) -> None:
 def test_a_point_of_a_search_that_was_launched_twice(
     lab: str, page: Page, browser: Browser
 ) -> None:
-    run_notebook(page, lab, "panel.ipynb", CELL)
+    run_notebook(page, lab, "panel.ipynb", CELL.replace("EPOCHS", "6"))
     panel = page.locator(PANEL)
     panel.get_by_role("button", name="Launch").dblclick()
     expect(panel.get_by_text(re.compile("Finished: .*; 12 of 12 trials"))).to_be_visible()
