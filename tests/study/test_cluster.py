@@ -67,10 +67,14 @@ def exhaustive(tables: dict[str, Any]) -> dict[str, Any]:
 
 def check(results: Results, undisturbed: Results) -> None:
     """The same networks, trained to the same numbers."""
-    tables = [r.trials.set_index("network")["accuracy"].to_dict() for r in (results, undisturbed)]
-    assert len(results.trials) == len(tables[0]) == 16
-    # Of 100 rows: in a stack and alone networks end within rounding, which training amplifies.
-    assert tables[0] == pytest.approx(tables[1], abs=0.06)
+    # After few steps accuracies are no measure: biases below a BatchNorm are rounding, and its
+    # statistics have not followed them yet.
+    losses = [
+        {str(r.plan(n)): history[-1]["train_loss"] for n, history in r.histories.items()}
+        for r in (results, undisturbed)
+    ]
+    assert len(results.trials) == len(losses[0]) == 16
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert results.trials["failure"].isna().all()
 
 
