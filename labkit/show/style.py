@@ -5,6 +5,7 @@ import functools
 import html
 import math
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,10 +28,12 @@ BELOW = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
 LAYOUT = {"colorway": COLOURS, "legend": BELOW}
 pio.templates[TEMPLATE] = pio.templates["plotly_white"].update(layout=LAYOUT)
 
-pio.renderers["picture"] = PictureRenderer()
-# In a notebook, unless the user chose what shows figures.
-if pio.renderers.default in ("plotly_mimetype", "vscode") and "PLOTLY_RENDERER" not in os.environ:
-    pio.renderers.default += "+picture"
+if "ipykernel" in sys.modules:  # elsewhere it would take seconds: plotly then loads nbformat
+    pio.renderers["picture"] = PictureRenderer()
+    shown_by = pio.renderers.default
+    # Unless the user chose what shows figures.
+    if shown_by in ("plotly_mimetype", "vscode") and "PLOTLY_RENDERER" not in os.environ:
+        pio.renderers.default += "+picture"
 
 # Figures are drawn on white; a dark page inverts them, and turns their hues back. White becomes
 # the dark of JupyterLab (#111111). What is drawn dark by someone else stays as it is.

@@ -68,7 +68,7 @@ def test_after_a_crash_the_next_picture_is_drawn() -> None:
 
 def test_without_chromium_a_notebook_shows_figures_and_says_nothing() -> None:
     code = (
-        "import plotly.io as pio, plotly.graph_objects as go\n"
+        "import ipykernel, plotly.io as pio, plotly.graph_objects as go\n"
         "pio.renderers.default = 'plotly_mimetype'\n"  # as in a kernel
         "from labkit import plots\n"
         "print(pio.renderers.default)\n"
@@ -90,7 +90,7 @@ def test_without_chromium_a_notebook_shows_figures_and_says_nothing() -> None:
 
 def test_what_a_user_chose_stays() -> None:
     code = (
-        "import plotly.io as pio\n"
+        "import ipykernel, plotly.io as pio\n"
         "pio.renderers.default = 'svg'\n"
         "from labkit import plots\n"
         "print(pio.renderers.default)"
