@@ -161,7 +161,7 @@ def hypervolume(
     Raises:
         LabkitError: `against` is neither, or the searches have other objectives.
     """
-    if against not in ("trial", "seconds"):
+    if not isinstance(against, str) or against not in ("trial", "seconds"):
         raise LabkitError(f"against: expected 'trial' or 'seconds', got {against!r}")
     figure = style.Figure()
     histories = hypervolume_history(results, reference=reference)

@@ -123,7 +123,7 @@ class Counting(NamedTuple):
     @classmethod
     def checked(cls, batch_size: int, convention: str, precision: int) -> Counting:
         """Returns the options; raises where one is out of range."""
-        if convention not in CONVENTIONS:
+        if not isinstance(convention, str) or convention not in CONVENTIONS:
             raise LabkitError(
                 f"convention: unknown {shown(convention)}; {did_you_mean(convention, CONVENTIONS)}"
             )

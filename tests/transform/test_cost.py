@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import thop
 import torch
@@ -135,6 +136,7 @@ def test_precision_scales_bitops() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"convention": np.array(["training", "inference"])}, "convention: unknown array"),
         ({"convention": "inferense"}, "convention: unknown 'inferense'; did you mean 'inference'"),
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"precision": 2.5}, "precision: expected a positive integer, got 2.5"),
