@@ -1,6 +1,7 @@
 """Pictures of figures: by Chromium, which ends when it is idle, and without which figures show."""
 
 import base64
+import contextlib
 import os
 import re
 import struct
@@ -22,7 +23,13 @@ with_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromiu
 
 
 def browsers() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Those of this process that run; other tests may have left workers."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "chrom" in process.name() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @with_chromium
