@@ -359,12 +359,17 @@ def operator_of(called: Node | nn.Module | Callable[..., Any] | str) -> Operator
 
 def inherited(module: nn.Module) -> Operator:
     """Returns the operator of the class that a module inherits from, whatever its own code does."""
-    return next((_modules[kind] for kind in type(module).__mro__ if kind in _modules), Operator())
+    kind = _known_class(module)
+    return Operator() if kind is None else _modules[kind]
+
+
+def _known_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in type(module).__mro__ if kind in _modules), None)
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
     """Returns the known class that a layer is of, or inherits all from but its `forward`."""
-    kind = next((kind for kind in type(module).__mro__ if kind in _modules), None)
+    kind = _known_class(module)
     for name in ("__call__", "_conv_forward"):
         if getattr(type(module), name, None) is not getattr(kind, name, None):
             return None

@@ -5,12 +5,12 @@ from typing import get_args
 import ipywidgets as ipw
 
 from labkit.errors import LabkitError
-from labkit.show.style import AXIS_TITLES
+from labkit.show.style import AXIS_TITLES, COUNTED
 from labkit.show.widgets import WRONG, labelled
 from labkit.study.config import Sampler, SearchConfig
 
 RATES = [float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 3, 5)]
-COST_METRICS = ("total_flops", "total_bitops", "parameters", "latency")
+COST_METRICS = (*COUNTED, "latency")
 
 
 class SearchControls(ipw.HBox):

@@ -10,7 +10,7 @@ from labkit.errors import LabkitError
 from labkit.show.layers import bars, network_drawing
 from labkit.show.sliders import Sliders
 from labkit.show.stills import WithStill
-from labkit.show.style import AXIS_TITLES
+from labkit.show.style import AXIS_TITLES, COUNTED
 from labkit.show.tables import compare
 from labkit.show.widgets import figure_widget, message
 from labkit.table import html_table
@@ -90,7 +90,7 @@ class LayerExplorer(WithStill):
         after = cost_of(self._channels, resolution, **self._cost_options)
         self.totals.value = "; ".join(
             f"{AXIS_TITLES[name]}: {getattr(self._cost, name):,} → <b>{getattr(after, name):,}</b>"
-            for name in ("total_flops", "total_bitops", "parameters")
+            for name in COUNTED
         )
         comparison = compare(self._channels, resolution, **self._cost_options)
         self.table.value = html_table(comparison)

@@ -52,6 +52,7 @@ AXIS_TITLES = {
     "parameters": "parameters",
     "latency": "latency (ms)",
 }
+COUNTED = ("total_flops", "total_bitops", "parameters")  # of a plan, without a measurement
 
 
 def _offline(method: Callable[..., Any]) -> Callable[..., Any]:

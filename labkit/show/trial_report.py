@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labkit.show.style import AXIS_TITLES
+from labkit.show.style import AXIS_TITLES, COUNTED
 from labkit.show.tables import compare
 from labkit.show.widgets import COPIES
 from labkit.study.results import Results
@@ -50,7 +50,7 @@ def _said(results: Results, number: int, channels: Channels, **cost_options: Any
                 difference = accuracy[number] - accuracy[trial]
                 yield f"{difference:+.4f} to the original network's accuracy, trial {trial}"
     before, after = (cost_of(channels, each, **cost_options) for each in (None, plan))
-    for name in ("total_flops", "total_bitops", "parameters"):
+    for name in COUNTED:
         count, was = getattr(after, name), getattr(before, name)
         ratio = f" ({count / was:.3g} × the original network's)" if was else ""
         yield f"{AXIS_TITLES[name]}: <b>{count:,}</b>{ratio}"
