@@ -67,7 +67,7 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
             marker={"color": colour, "size": size, "opacity": opacity},
             **_spread_and_hover(results, rows, quality, cost),
         )  # fmt: skip
-    original = [results.plan(n).to_dict() == results.about.get("original") for n in networks.index]
+    original = networks.index == results.original
     ring = {"symbol": "circle-open", "color": style.ORANGE, "size": 20, "line": {"width": 2}}
     figure.add_scatter(
         name="original network", mode="markers", marker=ring, hoverinfo="skip",

@@ -40,15 +40,14 @@ def trial_report(
 
 
 def _said(results: Results, number: int, channels: Channels, **cost_options: Any) -> Iterator[str]:
-    plan, networks = results.plan(number), results.networks
+    plan, original = results.plan(number), results.original
     yield html.escape(str(plan))
-    if "accuracy" in networks:
-        accuracy, original = networks["accuracy"], results.about.get("original")
+    if "accuracy" in results.trials:
+        accuracy = results.trials["accuracy"]
         yield f"{AXIS_TITLES['accuracy']}: <b>{accuracy[number]:.4f}</b>"
-        for trial in networks.index:
-            if trial != number and results.plan(trial).to_dict() == original:
-                difference = accuracy[number] - accuracy[trial]
-                yield f"{difference:+.4f} to the original network's accuracy, trial {trial}"
+        if original not in (None, number):
+            difference = accuracy[number] - accuracy[original]
+            yield f"{difference:+.4f} to the original network's accuracy, trial {original}"
     before, after = (cost_of(channels, each, **cost_options) for each in (None, plan))
     for name in COUNTED:
         count, was = getattr(after, name), getattr(before, name)

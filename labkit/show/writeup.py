@@ -21,8 +21,9 @@ from labkit.show.style import AXIS_TITLES
 from labkit.show.tables import layer_table
 from labkit.study.config import SearchConfig, load_config
 from labkit.study.files import write
+from labkit.study.front_tables import as_markdown
 from labkit.study.heldout import Heldout, measure_once
-from labkit.study.results import Results, as_markdown
+from labkit.study.results import Results
 from labkit.study.runs import read_runs
 from labkit.table import markdown_table
 

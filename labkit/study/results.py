@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import html
 import itertools
 import pkgutil
-import re
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,6 +18,7 @@ from torch import nn
 from labkit.checks import as_path
 from labkit.data import Dataset
 from labkit.errors import LabkitError, did_you_mean, shown
+from labkit.study import front_tables
 from labkit.study.front import Front
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
@@ -29,26 +27,7 @@ from labkit.study.studies import Description, describe, read_replicates, read_tr
 from labkit.table import ROWS, Table, html_table
 from labkit.transform import Plan
 
-# What the report's table shows of the software metrics; the files have all of them.
-REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
 WRITE_UP = "labkit.show.writeup:write_report"  # a package above this one draws it
-_RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")
-
-
-def indistinguishable(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether Student's paired t-test, two-sided at 5%, finds no difference of the means.
-
-    Args:
-        a: One value a seed.
-        b: The same for the same seeds.
-    """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    # Equal differences have no spread to test against: only the difference itself counts.
-    if len(set(differences)) == 1:
-        return differences[0] == 0
-    import scipy.stats
-
-    return bool(scipy.stats.ttest_rel(a, b).pvalue >= 0.05)
 
 
 @dataclass(frozen=True)
@@ -144,6 +123,13 @@ class Results:
         """The rows of `trials` that no other dominates, each network once."""
         return self.trials.loc[[trial.number for trial in self.front_trials]]
 
+    @functools.cached_property
+    def original(self) -> int | None:
+        """The trial that trained the network that the search set out from, if any did."""
+        widths = self.about.get("original")
+        same = (t for t in self.records if t.record.widths == widths)
+        return next((t.number for t in same if t.record.source == Source.TRAINED), None)
+
     def plan(self, number: int) -> Plan:
         """Returns the widths of a trial's network."""
         return self.records[number].record.plan
@@ -190,55 +176,16 @@ class Results:
 
     @functools.cached_property
     def best_trials(self) -> pd.DataFrame:
-        """One row for each network on the front, as the report has it.
-
-        Columns: `number`, `software_metrics`, `hardware_metrics`, `scaled_metrics`, and `network`.
-        Where the networks have replicates, also `accuracy` (mean ± standard deviation) and `ties`,
-        the numbers of those on the front whose accuracy is not told from its own by Student's
-        paired t-test over the same seeds, two-sided at 5%, uncorrected for several tests.
-        """
-        columns = ["number", *_RECORDED, "network"]
-        rows = [
-            (t.number, *(getattr(t.record, name) for name in _RECORDED), str(t.record.plan))
-            for t in self.front_trials
-        ]
-        table = Table(rows, columns=columns)
-        accuracies = {
-            t.number: [metrics["accuracy"] for metrics in self.replicates(t.number)]
-            for t in self.front_trials
-        }
-        if accuracies and min(map(len, accuracies.values())) >= 2:
-            shared = min(map(len, accuracies.values()))
-            table["accuracy"] = [_spread(values) for values in accuracies.values()]
-            table["ties"] = [
-                [
-                    other
-                    for other, theirs in accuracies.items()
-                    if other != number and indistinguishable(own[:shared], theirs[:shared])
-                ]
-                for number, own in accuracies.items()
-            ]
-        return table
+        """One row for each network on the front, as the report has it; see `front_tables`."""
+        return front_tables.best_trials(self)
 
     def front_table(self) -> pd.DataFrame:
-        """Returns the front, cheap first: the objectives, with spread and ties, and each width."""
-        costs = [metric for metric, way in self.objectives.items() if way == "minimize"]
-        front = self.front.sort_values(costs) if costs else self.front
-        table = front[list(self.objectives)].copy()
-        if "accuracy" in self.objectives and "accuracy" in self.best_trials:
-            table[["accuracy", "ties"]] = self.best_trials.set_index("number")[["accuracy", "ties"]]
-        widths = [self.plan(number).to_dict() for number in front.index]
-        return table.join(pd.DataFrame(widths, index=front.index)).rename_axis("trial")
+        """Returns the front, cheap first, beside the original; see `front_tables`."""
+        return front_tables.front_table(self)
 
     def best_markdown(self) -> str:
         """Returns the table of best trials as the report prints it."""
-        table = self.best_trials.copy()
-        shown = {*REPORT_METRICS, *self.objectives}
-        for column in _RECORDED:
-            table[column] = table[column].map(
-                lambda metrics: {n: round(v, 3) for n, v in metrics.items() if n in shown}
-            )
-        return table.map(as_markdown).to_markdown()
+        return front_tables.best_markdown(self)
 
     def report(self, path: str | Path, *, data: Dataset | None = None, trust: bool = False) -> None:
         """Writes a lab write-up; see `labkit.show.writeup`.
@@ -271,18 +218,6 @@ class Results:
 
     def _repr_html_(self) -> str:
         return f"<p>{self.counts()}</p>{html_table(self.front_table(), ROWS)}"
-
-
-def as_markdown(cell: object) -> Any:
-    """Returns a cell whose names, which may be anyone's, are text and no markup."""
-    if not isinstance(cell, str | dict):
-        return cell
-    one_line = " ".join(str(cell).split())
-    return re.sub(r"([\\`|\[])", r"\\\1", html.escape(one_line, quote=False))
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def _elapsed(trials: Iterable[Trial]) -> dict[int, float]:

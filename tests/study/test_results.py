@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.errors import LabkitError
+from labkit.study.front_tables import indistinguishable
 from labkit.study.record import Source
-from labkit.study.results import indistinguishable
-from tests.study.conftest import results, trial
+from labkit.study.results import Results
+from tests.study.conftest import description, results, trial
 
 
 def test_elapsed_is_the_time_in_which_the_search_ran() -> None:
@@ -101,3 +102,19 @@ def test_metrics_that_only_some_trials_have_are_columns() -> None:
     ).trials
     assert table["latency"][0] == 2
     assert pd.isna(table["latency"][1])
+
+
+def test_the_front_stands_beside_the_original() -> None:
+    found = Results(
+        (
+            trial(0, (0.5, 1000), {"a": 8}),
+            trial(1, (0.534, 2100), {"a": 16}),
+            trial(2, (0.5, 1000), {"a": 8}, source=Source.LOOKED_UP),
+        ),
+        description(original={"a": 8}),
+    )
+    assert found.original == 0
+    table = found.front_table()
+    assert table["total_flops to original"].tolist() == ["×1", "×2.1"]
+    assert table["accuracy to original"].tolist() == ["+0.0 points", "+3.4 points"]
+    assert not any(isinstance(cell, dict) for row in table.to_numpy() for cell in row)

@@ -20,9 +20,10 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.plots import pareto_front
 from labkit.study.executor import Task
+from labkit.study.front_tables import indistinguishable
 from labkit.study.networks import load_best, saved_networks
 from labkit.study.record import Candidate, Metrics
-from labkit.study.results import Results, indistinguishable
+from labkit.study.results import Results
 from labkit.study.runners import RUNNERS, CandidateNetwork, RunnerSettings, register_runner
 from labkit.study.search import Search, search
 from labkit.study.studies import open_study
