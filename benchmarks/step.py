@@ -29,8 +29,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import PLANS, load, useful_flops
 
-from benchmarks.trainers import PLANS, load, useful_flops
 from labkit.training import TrainSettings, train_stack
 from labkit.transform import Plan, get_model
 
@@ -88,14 +88,17 @@ def run(plans: list[Plan], n_rows: int, n_steps: int, on_step: Callable[[], None
     train_stack(get_model("jsc-toy"), plans, few, settings, on_step=on_step)
 
 
-def count(plans: list[Plan], n_rows: int) -> Step:
-    """Returns what a step of these networks needs."""
-    seen: list[Step] = []
+def counted(function: Callable[[], object]) -> Step:
+    """Returns what a function needs."""
     with FlopCounterMode(display=False) as flops, Counter() as counter:
-        run(plans, n_rows, 4, lambda: seen.append(
-            Step(counter.n_operators, counter.n_bytes, flops.get_total_flops())
-        ))  # fmt: skip
-    return Step(*(after - before for before, after in zip(seen[-2], seen[-1])))
+        function()
+    return Step(counter.n_operators, counter.n_bytes, flops.get_total_flops())
+
+
+def count(plans: list[Plan], n_rows: int) -> Step:
+    """Returns what a step of these networks needs: that by which four need more than three."""
+    more, fewer = (counted(lambda n=n: run(plans, n_rows, n, lambda: None)) for n in (4, 3))  # type: ignore[misc]
+    return Step(*(a - b for a, b in zip(more, fewer)))
 
 
 def step_seconds(plans: list[Plan], n_rows: int) -> float:

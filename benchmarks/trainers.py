@@ -1,11 +1,13 @@
 """How long one candidate takes to train, by trainer, and the report's whole search.
 
     python benchmarks/trainers.py [--quick] [--json]
+    python benchmarks/trainers.py --device cuda [--quick] [--compile]
 
 All trainers run interleaved in one process (the two-process loop beside it), on the same networks
 of the report's space and the same rows; figures are medians over the repeats. Useful FLOPs are
 those of the unpadded matrix products: forward, and twice as many backward. The reference's way uses
 torchmetrics, and (b) is there only where pytorch-lightning is: `pip install pytorch-lightning`.
+`--device` prints another table, of stacks of up to 4,096 on that device: `benchmarks/device.py`.
 """
 
 from __future__ import annotations
@@ -68,13 +70,15 @@ def reference(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
     loader = DataLoader(
         TensorDataset(data.x_train, data.y_train), batch_size=settings.batch_size, shuffle=True
     )
-    accuracy = MulticlassAccuracy(len(data.classes)) if MulticlassAccuracy else None
+    device = next(model.parameters()).device
+    accuracy = MulticlassAccuracy(len(data.classes)).to(device) if MulticlassAccuracy else None
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     total = settings.max_epochs * len(loader)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
     for _ in range(settings.max_epochs):
         model.train()
-        for x, y in loader:
+        for batch in loader:
+            x, y = (part.to(device) for part in batch)
             logits = model(x)
             loss = F.cross_entropy(logits, y)
             if accuracy is not None:
@@ -84,7 +88,7 @@ def reference(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
             optimizer.step()
             scheduler.step()
             loss.item()
-        evaluate(model, data.x_val, data.y_val)
+        evaluate(model, data.x_val.to(device), data.y_val.to(device))
 
 
 def lightning(model: nn.Module, data: Dataset, settings: TrainSettings) -> None:
@@ -129,7 +133,8 @@ def plain_loop(model: nn.Module, data: Dataset, settings: TrainSettings) -> None
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     model.train()
     for _ in range(settings.max_epochs):
-        for rows in torch.randperm(len(data.x_train)).split(settings.batch_size):
+        order = torch.randperm(len(data.x_train), device=data.x_train.device)
+        for rows in order.split(settings.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(model(data.x_train[rows]), data.y_train[rows]).backward()
             optimizer.step()
@@ -316,7 +321,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trainers side by side.")
     parser.add_argument("--quick", action="store_true", help="fewer rows; under 50 seconds")
     parser.add_argument("--json", action="store_true", help="one object and nothing else")
+    parser.add_argument("--device", help="such as cuda: the table of large stacks there")
+    parser.add_argument("--compile", action="store_true", help="with --device: compiled, too")
     arguments = parser.parse_args()
+    if arguments.device is not None:
+        import device  # which imports this module
+
+        device.measure(arguments.device, arguments.quick, arguments.compile)
+        return
     figures = measure(arguments.quick)
     if arguments.json:
         print(json.dumps({key: figures[key] for key in AIMS}))

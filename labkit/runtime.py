@@ -193,10 +193,16 @@ def _draw_from(seed: int) -> None:
         torch.manual_seed(seed)
 
 
+def _forked() -> contextlib.AbstractContextManager[None]:
+    # Of all devices it would warn, where there are several, and wake those that nobody uses.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draws from PyTorch's generator as from a seed, one thread at a time; it is left as it was."""
-    with _generator, torch.random.fork_rng(devices=[]):
+    with _generator, _forked():
         _draw_from(seed)
         yield
 
@@ -206,7 +212,7 @@ def seeded_training(seed: int) -> Iterator[None]:
     """The same for what takes long: other threads may draw meanwhile, but none within `seeded`."""
     with contextlib.ExitStack() as stack:
         with _generator:
-            stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(_forked())
             _draw_from(seed)
         try:
             yield

@@ -51,6 +51,12 @@ def tables() -> dict[str, Any]:
     return tables
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves out what needs CUDA where there is none."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how long each notebook took: its cells are tests of their own."""
     seconds: collections.Counter[str] = collections.Counter()

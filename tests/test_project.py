@@ -194,6 +194,24 @@ def test_the_benchmark_prints_its_ratios() -> None:
     assert min(ratios.values()) > 0
 
 
+@pytest.mark.slow
+def test_the_benchmark_prints_the_table_of_a_device() -> None:
+    printed = python(ROOT / "benchmarks" / "trainers.py", "--device", "cpu", "--quick")
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| (")]
+    assert [row[0][:5] for row in rows] == [
+        "| (a)",
+        "| (c)",
+        *["| (f)"] * 3,
+        "| (a)",
+        "| (c)",
+        "| (f)",
+    ]
+    for _, rate, ratio, share, binds, _ in rows:
+        assert float(rate) > 0 < float(ratio)
+        assert float(share.rstrip("%")) > 0
+        assert binds in ("memory", "products")
+
+
 def load(tool: str) -> ModuleType:
     """A module of `tools/`."""
     spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")

@@ -35,6 +35,8 @@ from labkit.transform.channels import Channels, find_channels
 from labkit.transform.cost import cost_of
 from labkit.transform.plan import Plan
 
+LEAST_ROWS = 256  # that a large stack evaluates at once: as many as a step trains on
+
 
 def train_stack(
     model: nn.Module,
@@ -151,7 +153,7 @@ class _Together(Learner):
         return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
 
     def logits(self, x: Tensor) -> Tensor:
-        parts = x.split(max(EVALUATION_ROWS // self.stack.size, 1))
+        parts = x.split(max(EVALUATION_ROWS // self.stack.size, LEAST_ROWS))
         same = torch.zeros_like(self.order_of)
         logits = [self.network(self.stack.spread(part[None], same)) for part in parts]
         return torch.cat(logits, dim=2)
@@ -179,6 +181,8 @@ def stack_width(
     needed = (2 * activations + 4 * cost.parameters + 4 * logits) * batch.element_size()
     if batch.is_cuda:
         free, _ = torch.cuda.mem_get_info(batch.device)
+        # What an earlier stack has left is PyTorch's, and free.
+        free += torch.cuda.memory_reserved(batch.device) - torch.cuda.memory_allocated(batch.device)
     else:
         free = psutil.virtual_memory().available
     return max(free // 2 // needed, 1)
