@@ -8,11 +8,17 @@ import contextlib
 import importlib.metadata
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import labkit
 from labkit.errors import LabkitError
+
+# In bash, the names of the configurations that come with labkit are offered beside files.
+NAMED = '_labkit_configs() {{ compgen -W "{}" -- "$1"; compgen -f -- "$1"; }}'
+Run = Callable[[argparse.Namespace], int]
+POSITIONAL = ("config", "folder", "file", "shell")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,15 +28,19 @@ def main(argv: list[str] | None = None) -> int:
         0 on success, 1 where no trial finished or what was verified does not agree, 2 on bad input;
         130 after Ctrl-C, and so on with 128 and the number of other signals.
     """
+    arguments = argparse.Namespace()
     try:
-        arguments = _parser().parse_args(argv)
+        _parser().parse_args(argv, arguments)
         from labkit import runtime
 
         with runtime.signals_interrupt():
             return int(arguments.run(arguments))
     except LabkitError as error:
-        print(f"labkit: {error}", file=sys.stderr)
+        print(f"labkit: {_by_flag(str(error), arguments)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has read enough
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt as interrupt:
         print("Interrupted; the same command continues.")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
@@ -38,7 +48,19 @@ def main(argv: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise LabkitError(f"{message} (see {self.prog} --help)")
+        raise LabkitError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
+def _by_flag(message: str, arguments: argparse.Namespace) -> str:
+    """Returns an error's message with the flag that gave the value in place of its key."""
+    key, _, rest = message.partition(": ")
+    name = key.rpartition(".")[2]
+    name = {"number": "trial", "dataset": "data"}.get(name, name)
+    given = vars(arguments).get(name)
+    if name in POSITIONAL or not given or not (given is True or str(given) in rest):
+        return message
+    flag = {"executor": "workers" if isinstance(given, int) else "dask"}.get(name, name)
+    return f"--{flag}: {rest}"
 
 
 def _count(text: str) -> int:
@@ -55,8 +77,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    search = commands.add_parser("search", help="run a search, or continue one")
-    search.add_argument("config", type=Path, metavar="CONFIG.toml")
+    def command(name: str, run: Run, what: str, *, reads: str | None = None) -> _Parser:
+        one = commands.add_parser(name, help=what)
+        one.set_defaults(run=run)
+        if reads == "config":
+            named = "a file, or the name of a configuration that comes with labkit"
+            one.add_argument("config", type=Path, metavar="CONFIG", help=named)
+        elif reads == "folder":
+            one.add_argument("folder", type=Path, metavar="FOLDER")
+        return one
+
+    command("list", _list, "what a configuration may name, a line each")
+    command("show", _show, "what a search would do: networks, costs, time", reads="config")
+
+    init = command("init", _init, "write a first configuration, for a model and data")
+    init.add_argument("file", type=Path, metavar="FILE.toml")
+    init.add_argument("--model", default="jsc-toy", metavar="NAME", help="or package.module:name")
+    init.add_argument("--data", default="jsc", metavar="NAME", help="or a file")
+    init.add_argument("--label", default="label", metavar="COLUMN", help="of the file; label")
+
+    search = command("search", _search, "run a search, or continue one", reads="config")
     search.add_argument("--trials", type=_count, metavar="N", help="trials of the whole study")
     search.add_argument("--epochs", type=_count, metavar="N", help="epochs for each network")
     search.add_argument("--seed", type=int, metavar="N")
@@ -66,35 +106,30 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--storage", metavar="URL", help=storage)
     shared = "run beside other searches of the same study, on a storage that all of them reach"
     search.add_argument("--shared", action="store_true", help=shared)
-    search.set_defaults(run=_search)
     _add_executors(search)
 
     trust = "run the code that the folder names; only where you know who made it"
-    again = commands.add_parser("replicate", help="train the front's networks with more seeds")
-    again.add_argument("folder", type=Path, metavar="FOLDER")
+    again = command("replicate", _replicate, "train the front with more seeds", reads="folder")
     again.add_argument("--seeds", type=_count, metavar="N", default=5, help="of each network; 5")
     again.add_argument("--storage", metavar="URL", help=storage)
     again.add_argument("--trust", action="store_true", help=trust)
-    again.set_defaults(run=_replicate)
     _add_executors(again)
 
-    report = commands.add_parser("report", help="write up what a search found, to hand in")
-    report.add_argument("folder", type=Path, metavar="FOLDER")
+    report = command("report", _report, "write up what a search found", reads="folder")
     report.add_argument("--format", choices=["html", "md", "pdf"], default="html", help="html")
     report.add_argument("--seeds", type=_count, metavar="N", help="first replicate the front")
     report.add_argument("--trust", action="store_true", help=trust)
-    report.set_defaults(run=_report, storage=None, executor=None)
+    report.set_defaults(storage=None, executor=None)
 
-    check = commands.add_parser("verify", help="train a network of the front again, and compare")
-    check.add_argument("folder", type=Path, metavar="FOLDER")
+    check = command("verify", _verify, "train a network of the front again", reads="folder")
     check.add_argument("--trial", type=int, metavar="N", help="by default the most accurate")
     check.add_argument("--trust", action="store_true", help=trust)
-    check.set_defaults(run=_verify)
 
-    browse = commands.add_parser("dashboard", help="browse a study with optuna-dashboard")
-    browse.add_argument("folder", type=Path, metavar="FOLDER")
+    browse = command("dashboard", _dashboard, "browse with optuna-dashboard", reads="folder")
     browse.add_argument("--port", type=int, metavar="N", help="by default a free one")
-    browse.set_defaults(run=_dashboard)
+
+    complete = command("completion", _completion, "print what makes a shell complete this command")
+    complete.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
 
 
@@ -106,7 +141,53 @@ def _add_executors(command: argparse.ArgumentParser) -> None:
     where.add_argument("--dask", metavar="ADDRESS", dest="executor", help=dask)
 
 
+def _list(_: argparse.Namespace) -> int:
+    from labkit.study.outlook import known_names
+
+    for kind, names in known_names().items():
+        print(kind)
+        for name, line in names.items():
+            print(f"  {name:<36}{line}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from labkit.study.experiment import Experiment
+    from labkit.study.outlook import outlook
+
+    for what, words in outlook(Experiment(labkit.load_config(arguments.config))):
+        print(f"{what:<14}{words}", flush=True)
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from labkit.study.outlook import write_first
+
+    write_first(arguments.file, arguments.model, arguments.data, arguments.label)
+    print(f"{arguments.file}: run it by labkit search {arguments.file}")
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    from labkit.study.config import CONFIGS
+
+    parser = _parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for action in (action for one in commands.choices.values() for action in one._actions):
+        if action.type is Path:
+            action.complete = shtab.DIRECTORY if action.dest in ("folder", "out") else shtab.FILE
+        if action.dest == "config":
+            action.complete = shtab.FILE | {"bash": "_labkit_configs"}
+    preamble = NAMED.format(" ".join(CONFIGS)) if arguments.shell == "bash" else ""
+    print(shtab.complete(parser, arguments.shell, preamble=preamble))
+    return 0
+
+
 def _search(arguments: argparse.Namespace) -> int:
+    from labkit.table import print_table
+
     folder = arguments.out or Path("results") / arguments.config.stem
     options = "trials", "epochs", "seed", "storage", "shared"
     changes = {name: getattr(arguments, name) for name in options}
@@ -119,9 +200,11 @@ def _search(arguments: argparse.Namespace) -> int:
     print(f"{size}; {trials} by {setup.sampler}, seed {config.seed}, on {device}")
     if size.exact and setup.n_trials >= size.networks and setup.sampler != "bruteforce":
         print(f'{trials} cover all networks: sampler = "bruteforce" trains each once')
+    if len(search.store.trials) >= setup.n_trials:
+        print(f"nothing to do: {len(search.store.trials)} of {trials} are done")
     results = search.run()
     print(results.counts())
-    print(results.best_markdown())
+    print_table(results.front_table())
     print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, best/")
     return _ended(results)
 
@@ -129,6 +212,7 @@ def _search(arguments: argparse.Namespace) -> int:
 def _replicate(arguments: argparse.Namespace) -> int:
     from labkit import names
     from labkit.study import open_study
+    from labkit.table import print_table
 
     if arguments.storage is None:
         open_study(arguments.folder)  # or else an empty one would be made
@@ -138,7 +222,7 @@ def _replicate(arguments: argparse.Namespace) -> int:
             executor=arguments.executor,
         )  # fmt: skip
         results = search.replicate(arguments.seeds)
-    print(results.best_markdown())
+    print_table(results.front_table())
     return _ended(results)
 
 

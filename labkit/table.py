@@ -2,6 +2,8 @@
 
 import html
 import re
+import sys
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import pandas as pd
@@ -59,33 +61,54 @@ def markdown_table(table: pd.DataFrame) -> str:
     return cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
+def print_table(table: pd.DataFrame) -> None:
+    """Prints a table: with colours on a terminal, plain lines elsewhere."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    cells, live = _as_words(table.reset_index(), str), sys.stdout.isatty()
+    console = Console(width=None if live else 10_000, highlight=False, markup=False, emoji=False)
+    grid = Grid(
+        box=box.SIMPLE_HEAD if live else None, header_style="bold", padding=(0, 1), pad_edge=False
+    )
+    for i, name in enumerate(cells.columns):
+        grid.add_column(name, justify="right", style="cyan" if i == 0 else "", overflow="fold")
+    for row in cells.itertuples(index=False):
+        grid.add_row(*row)
+    console.print(grid)
+
+
 def shortened(name: str, most: int = LONGEST) -> str:
     """Returns a name of at most so many letters: the middle of a longer one is left out."""
     kept = most - 1
     return name if len(name) <= most else f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
 
 
-def _as_words(table: pd.DataFrame) -> pd.DataFrame:
-    return table.apply(_column).rename(index=_words, columns=_words)
+def _as_words(table: pd.DataFrame, words: Callable[[object], str] | None = None) -> pd.DataFrame:
+    """Returns a table of words; by default as HTML."""
+    words = words or _words
+    return table.apply(_column, words=words).rename(index=words, columns=words)
 
 
-def _column(column: pd.Series) -> pd.Series:
+def _column(column: pd.Series, words: Callable[[object], str]) -> pd.Series:
     values = [None if pd.api.types.is_scalar(v) and pd.isna(v) else v for v in column]
     if column.name == "share":
         values = [None if v is None else f"{v:.1%}" for v in values]
     whole = all(map(_whole, values))
-    return pd.Series([_cell(v, whole) for v in values], column.index, dtype=object)
+    return pd.Series([_cell(v, whole, words) for v in values], column.index, dtype=object)
 
 
 def _whole(value: object) -> bool:
     return not isinstance(value, float) or value.is_integer()
 
 
-def _cell(value: object, whole: bool) -> str:
+def _cell(value: object, whole: bool, words: Callable[[object], str]) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):
-        return ", ".join(f"{_words(key)} {_cell(one, _whole(one))}" for key, one in value.items())
+        parts = (f"{words(key)} {_cell(one, _whole(one), words)}" for key, one in value.items())
+        return ", ".join(parts)
     if isinstance(value, Real) and not isinstance(value, bool):
         return f"{value:,.{0 if whole or isinstance(value, Integral) else 4}f}"
     return _words(value)

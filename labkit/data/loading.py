@@ -104,15 +104,21 @@ def _kind(path: Path) -> str:
     return "".join(path.suffixes[-2 if path.suffix.lower() == ".gz" else -1 :]).lower()
 
 
-def _digits(*, as_images: bool) -> Dataset:
+def digits() -> Dataset:
+    """Returns scikit-learn's 8×8 images of digits, flat."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    if as_images:
-        images = digits.images.repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
-        return Dataset.from_arrays(images, digits.target, name="digits, 32×32")
-    names = digits.feature_names
-    return Dataset.from_arrays(digits.data, digits.target, features=names, name="digits")
+    read = load_digits()
+    return Dataset.from_arrays(read.data, read.target, features=read.feature_names, name="digits")
+
+
+def digits32() -> Dataset:
+    """Returns the same as images `[3, 32, 32]`: each pixel 4×4 times, three times grey."""
+    from sklearn.datasets import load_digits
+
+    read = load_digits()
+    images = read.images.repeat(4, axis=1).repeat(4, axis=2)[:, None].repeat(3, axis=1)
+    return Dataset.from_arrays(images, read.target, name="digits, 32×32")
 
 
 def _read_npz(path: Path, how: Reading) -> Dataset:
@@ -171,8 +177,8 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 DATA: dict[str, Callable[[], Dataset]] = {
     "jsc": embedded_jets,
     "jsc-openml": openml_jets,
-    "digits": lambda: _digits(as_images=False),
-    "digits32": lambda: _digits(as_images=True),
+    "digits": digits,
+    "digits32": digits32,
 }
 READERS: dict[str, Callable[[Path, Reading], Dataset]] = {
     ".npz": _read_npz,

@@ -40,7 +40,11 @@ Widths = Sequence[float] | Mapping[str, Sequence[float]]
 DEFAULT_PROJECT = "labkit"
 # What runners that train take from the top of a configuration, where their own tables are silent.
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
-
+# Name → the file of each configuration that comes with labkit.
+CONFIGS = {
+    path.stem.replace("_", "-"): path
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+}
 
 T = TypeVar("T", str, Path)
 
@@ -351,7 +355,7 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
     """Returns a checked configuration.
 
     Args:
-        source: The path of a TOML file, or the tables that one holds.
+        source: The path of a TOML file, the name of one of `CONFIGS`, or the tables of one.
 
     Raises:
         LabkitError: The file cannot be read or a key is wrong; the message names the key, its
@@ -361,12 +365,24 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
         return source
     base = None
     if isinstance(source, str | Path):
-        base = Path(source).parent
-        source = read_toml(Path(source))
+        path = _named(source)
+        base, source = path.parent, read_toml(path)
     if not isinstance(source, Mapping):
         expected = "expected the path of a TOML file, or its tables"
         raise LabkitError(f"config: {expected}, got {shown(source)}")
     return checked(SearchConfig, source, context=base)
+
+
+def _named(source: str | Path) -> Path:
+    path, name = Path(source), str(source).replace("_", "-")
+    if path.suffix or len(path.parts) != 1 or path.is_file():
+        return path
+    if name not in CONFIGS:
+        known = did_you_mean(name, CONFIGS)
+        raise LabkitError(
+            f"config: there is no file {shown(str(source))}, and no such name; {known}"
+        )
+    return CONFIGS[name]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

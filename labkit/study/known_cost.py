@@ -50,7 +50,7 @@ _Done = list[tuple[_Network, FrozenTrial]]
 
 
 class KnownCostSampler(optuna.samplers.RandomSampler):
-    """Proposes networks of a space, each once while there are others.
+    """Learns what widths alone do not decide; proposes each network once while there are others.
 
     What it draws depends on its seed and a trial's number: after equal trials it proposes the same,
     whoever proposed those. Of several objectives that are measured, or known, each proposal has
