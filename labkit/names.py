@@ -6,8 +6,8 @@ code; what a user opens, such as a results folder from elsewhere, may not, unles
 
 import contextlib
 import contextvars
-import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,8 +95,13 @@ def build(key: str, name: str, make: Any, kind: type[T]) -> T:
 @contextlib.contextmanager
 def _users_code(problem: str) -> Iterator[None]:
     """Imports from the working directory too, and says in words what the code within raised."""
-    importlib.invalidate_caches()  # a file may have been written a moment ago
-    with importable_from(Path.cwd()):
+    # A file may have been written a moment ago. What importlib.invalidate_caches does breaks where
+    # another thread imports meanwhile.
+    here = Path.cwd()
+    for place in list(sys.path_importer_cache):
+        if place.startswith(str(here)):
+            sys.path_importer_cache.pop(place, None)
+    with importable_from(here):
         try:
             yield
         except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """One way from a name to an object."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +97,28 @@ def test_what_builds_nothing_is_refused(here: Path, code: str, message: str) -> 
     (here / "mine_6.py").write_text(code)
     with pytest.raises(LabkitError, match=f"^model: {message}"):
         build("model", "mine_6:f", imported("model", "mine_6:f"), int)
+
+
+def test_names_are_found_in_several_threads(here: Path) -> None:
+    found = []
+
+    def finds() -> None:
+        for _ in range(100):
+            # As Python does, for each place where it looks for a module.
+            sys.path_importer_cache.update({f"{here}/{i}": None for i in range(200)})
+            found.append(build("model", "known", dict, dict))
+
+    threads = [threading.Thread(target=finds) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{}] * 300
+
+
+def test_a_file_that_was_written_a_moment_ago_is_found(here: Path) -> None:
+    with pytest.raises(LabkitError, match="no_such"):
+        imported("model", "written:no_such")
+    for n in range(20):
+        (here / f"written_{n}.py").write_text(f"value = {n}")
+        assert imported("model", f"written_{n}:value") == n

@@ -244,7 +244,8 @@ def test_two_panels_and_calls_beside_them(
         assert len(search(tables, data=blobs, trials=1, progress=False).records) == 1
     for panel in panels:
         panel.wait()
-        assert panel.results.counts().endswith("0 failed")
+        assert panel.results.counts().endswith("0 failed"), panel.message.value
+        assert panel._state == "Finished", panel.message.value
         assert len(panel.results.records) == 6
         panel.close()
     first, second = (panel.results.trials.drop(columns=["seconds", "elapsed"]) for panel in panels)
