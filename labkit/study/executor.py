@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,10 +20,19 @@ from labkit.transform import Channels, Weights, apply, find_channels, initialise
 
 log = logging.getLogger(__name__)
 
-OnEpoch = Callable[[Mapping[Candidate, Metrics]], None]
 OnStep = Callable[[], None]
 Shares = Iterable[Sequence[Candidate]]
 Outcomes = Generator[Outcome, None, None]
+
+
+class OnEpoch(Protocol):
+    """What is told of epochs; see `Executor.run`."""
+
+    def __call__(
+        self, metrics: Mapping[Candidate, Metrics], seconds: float | None = None, /
+    ) -> None: ...
+
+
 POLL_SECONDS = 0.2
 
 
@@ -119,7 +128,8 @@ class Executor(ABC):
             task: What they have in common.
             shares: The candidates of each are trained by one worker. The next share is taken when
                 a worker is free, and not before; an empty one says that there is none at present.
-            on_epoch: Told, after an epoch, candidate → metrics of those that train together here.
+            on_epoch: Told, after an epoch, candidate → metrics of those that train together; and
+                where that was elsewhere, for how many seconds it held the run up.
             on_step: Called often; what it raises ends the run, and what is unfinished is dropped.
         """
 

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 TRIES = 2  # of a candidate whose worker is lost
 # A number is one of processes, a text the address of a Dask scheduler.
 AnyExecutor = Executor | concurrent.futures.Executor | int | str
-Answer = tuple[list[Outcome], str | None]
+Answer = tuple[list[Outcome], str | None, float]
 
 KEPT_TASKS = 2  # in a worker, of searches that take turns
 START_SECONDS = 10  # of training, after which starting processes is worth it
@@ -85,7 +85,7 @@ class PoolExecutor(Executor):
 
     losses: tuple[type[Exception], ...] = (WorkerLostError,)
     stacks = True  # until a worker says otherwise
-    _alone, _n_answers = False, 0  # what the last share of several came to
+    _alone, _n_answers, _seconds = False, 0, 0.0  # what the last share of several came to
 
     def __init__(self, pool: concurrent.futures.Executor, workers: int | None = None):
         self.pool = pool
@@ -124,13 +124,15 @@ class PoolExecutor(Executor):
                             package = package or packed(task)
                             running[self._submit(name, share, package)] = share
                             continue
+                        if on_epoch is not None and outcomes:
+                            _tell(on_epoch, outcomes, self._seconds / self.workers)
                         yield from outcomes
                         ended = {outcome.candidate for outcome in outcomes}
                         again.extend([one] for one in share if one not in ended)
             except (LabkitError, Stopped):  # what has ended meanwhile is kept
                 for future in running:
                     if future.done() and not (future.cancelled() or future.exception()):
-                        yield from (future.result() or ([], None))[0]
+                        yield from (future.result() or ([],))[0]
                 raise
             finally:
                 for future in running:
@@ -165,7 +167,7 @@ class PoolExecutor(Executor):
             return [Outcome(c, failure=failure) for c in share if losses[c] == TRIES]
         if answer is None:
             return None
-        outcomes, why_alone = answer
+        outcomes, why_alone, self._seconds = answer
         self._n_answers += 1
         if len(share) > 1:
             if why_alone and not self._alone:
@@ -221,6 +223,14 @@ class AutoExecutor(LocalExecutor):
                     return
 
 
+def _tell(on_epoch: OnEpoch, outcomes: Sequence[Outcome], seconds: float) -> None:
+    """Tells the epochs of a share that was trained elsewhere in so many seconds."""
+    n_epochs = max(len(outcome.history) for outcome in outcomes)
+    for epoch in range(n_epochs):
+        trained = [outcome for outcome in outcomes if epoch < len(outcome.history)]
+        on_epoch({one.candidate: one.history[epoch] for one in trained}, seconds / n_epochs)
+
+
 # In a worker.
 
 _tasks: dict[str, tuple[Task, LocalExecutor]] = {}  # those that this process has
@@ -255,12 +265,12 @@ def train_share(
             return None
         _load(name, versions, package)
     task, local = _tasks[name]
-    outcomes = []
+    outcomes, start = list[Outcome](), time.monotonic()
     for outcome in local.train(task, share):
         outcomes.append(outcome)
         if not local.stacks:
             break
-    return outcomes, local.why_alone
+    return outcomes, local.why_alone, time.monotonic() - start
 
 
 def _load(name: str, versions: Mapping[str, str], package: bytes) -> None:

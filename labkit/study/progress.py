@@ -12,6 +12,7 @@ from labkit.transform import Plan
 
 RECENT = 12  # networks whose curves are kept when they are trained
 SAID_SECONDS = 30  # for which a longer time left says why
+LOOK_SECONDS = 0.5  # between steps after which the time left is expected anew
 
 
 class Progress:
@@ -28,6 +29,7 @@ class Progress:
         jobs: For how many trials networks train together.
         repeats: Whether trials may propose a network again.
         best: The best accuracy of what is trained.
+        steps: Of an epoch.
 
     Attributes:
         total: Epochs of all networks that may train: of no more than trials are left, or untrained.
@@ -39,6 +41,7 @@ class Progress:
     def __init__(
         self, trials: int, networks: float = math.inf, *, trained: int = 0, seeds: int = 1,
         epochs: int = 1, jobs: int = 1, repeats: bool = False, best: float | None = None,
+        steps: int = 1,
     ):  # fmt: skip
         self._trials, self._networks, self._in_space = trials, networks, networks + trained
         self._seeds, self._epochs, self._jobs, self._repeats = seeds, epochs, jobs, repeats
@@ -47,28 +50,52 @@ class Progress:
         self.histories: dict[Candidate, list[Metrics]] = {}
         self.training: set[Candidate] = set()
         self._lock = threading.Lock()
-        self._work, self._widest = 0.0, 1  # in epochs of a network alone; of the stacks so far
-        self._since = time.monotonic(), 0.0  # from where the pace is measured
-        self._pace, self._ends, self._said = 0.0, math.inf, ("", -math.inf)
+        self._widest, self._n_together = 1, 1  # networks: ever; in the epoch that is trained
+        self._steps, self._steps_an_epoch = 0, steps
+        # Epochs of a network alone that were trained in how many seconds; where it was elsewhere.
+        self._work, self._seconds, self._elsewhere = 0.0, 0.0, False
+        self._since, self._begun = time.monotonic(), False  # when an epoch began; whether one ended
+        # How long it is expected to go on, and when that was; at which pace; why it is longer.
+        self._left, self._at, self._pace, self._said = math.inf, 0.0, 0.0, ("", -math.inf)
 
-    def on_epoch(self, metrics: Mapping[Candidate, Metrics]) -> None:
-        """Takes in an epoch of networks that train together."""
+    def on_step(self) -> None:
+        """Takes in a step of what trains in this process."""
+        self._steps += 1
+        if self._begun and time.monotonic() > self._at + LOOK_SECONDS:
+            with self._lock:
+                self._expect()
+
+    def on_epoch(self, metrics: Mapping[Candidate, Metrics], seconds: float | None = None) -> None:
+        """Takes in an epoch of networks that train together.
+
+        Args:
+            metrics: Of each.
+            seconds: For how long it held a run up, where networks train elsewhere.
+        """
+        now = time.monotonic()
         with self._lock:
             for candidate, one in metrics.items():
                 self.histories[candidate] = [*self.histories.get(candidate, ()), one]
                 self.best = max(one["accuracy"], self.best or 0)
             self.training |= metrics.keys()
+            self._widest, self._steps = max(self._widest, len(metrics)), 0
+            if seconds is not None and not self._elsewhere:  # another pace begins
+                self._elsewhere, self._work, self._seconds = True, 0.0, 0.0
             self._work += _work(len(metrics))
-            self._widest = max(self._widest, len(metrics))
+            self._seconds += now - self._since if seconds is None else seconds
+            self._since = now
+            unfinished = [one for one in self.training if self._n_epochs(one) < self._epochs]
+            self._n_together = len(unfinished or metrics)
             self._expect()
-            if not self._since[1]:  # what came before the first epoch comes once
-                self._since = time.monotonic(), self._work
+            if not self._begun and seconds is None:  # what came before the first epoch comes once
+                self._work, self._seconds = 0.0, 0.0
+            self._begun = True
 
     def on_trial(self, plan: Plan, trials: int, networks: float = math.inf) -> None:
         """Takes in the end of a network's trial, and what is left then, as when it was made."""
         with self._lock:
             ended = {candidate for candidate in self.training if candidate.plan == plan}
-            if not ended and networks < self._networks:  # other processes do not tell epochs
+            if not ended and networks < self._networks:  # other drivers do not tell epochs
                 self._work += self._seeds * self._epochs
             self.training -= ended
             for candidate in [one for one in self.histories if one not in self.training][:-RECENT]:
@@ -89,10 +116,11 @@ class Progress:
 
         `None` before the first epoch.
         """
-        now, (why, at) = time.monotonic(), self._said
-        if self._ends == math.inf:
-            return None
-        return max(self._ends - now, 0), why if now < at + SAID_SECONDS else ""
+        with self._lock:
+            why, at = self._said
+            if self._left == math.inf:
+                return None
+            return self._left, why if time.monotonic() < at + SAID_SECONDS else ""
 
     def said(self, *, left: bool = True) -> str:
         """Returns it in words, with or without the time left."""
@@ -109,19 +137,24 @@ class Progress:
         return len(self.histories[candidate])
 
     def _expect(self) -> None:
-        """Expects the end anew; a later one only where the one before was clearly wrong."""
-        now, (since, work) = time.monotonic(), self._since
-        if self._work == work:
+        """Expects the end anew: a time left rises only where the one before was clearly wrong."""
+        now = time.monotonic()
+        since, seconds, work = now - self._since, self._seconds, self._work
+        left = self._work_left()
+        if not self._elsewhere:
+            part = min(self._steps / self._steps_an_epoch, 1) * _work(self._n_together)
+            seconds, work, left = seconds + since, work + part, max(left - part, 0)
+        if not work:
             return
-        pace = (now - since) / (self._work - work)
-        left = pace * self._work_left()
-        if now + left > self._ends + max(0.15 * left, 3):
+        pace = seconds / work
+        expected = pace * left - (since if self._elsewhere else 0)
+        if expected > self._left + max(0.15 * expected, 3):
             slower = pace > 1.05 * self._pace
             why = "networks take longer than before" if slower else "more networks are new"
             self._said = f"longer than expected: {why}", now
-        elif now + left > self._ends:
-            return
-        self._pace, self._ends = pace, now + left
+        else:
+            expected = max(min(expected, self._left), 0)
+        self._pace, self._left, self._at = pace, expected, now
 
     def _work_left(self) -> float:
         """Returns what is expected to train, in epochs of a network alone."""

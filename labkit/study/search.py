@@ -38,6 +38,7 @@ from labkit.study.storage import as_url, named
 from labkit.study.store import Store
 from labkit.study.studies import kept_in
 from labkit.study.trainer import Trainer
+from labkit.training.settings import n_batches
 from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,9 @@ class Search:
             raise LabkitError("search.strategy.sw_runner: only basic_train has replicates")
         missing = self._trainer.missing(seeds)
         epochs, left = self.experiment.training.max_epochs, len(missing)
-        with self._running(progress, lambda: Progress(left, epochs=epochs)) as stopped:
+        with self._running(
+            progress, lambda: Progress(left, epochs=epochs, steps=_n_steps(self))
+        ) as stopped:
             for outcome in self._trainer.replicate(missing):
                 left -= 1
                 self._tell(outcome.candidate.plan, left)
@@ -249,10 +252,12 @@ class Search:
     def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise runtime.Stopped
-
-    def _on_epoch(self, metrics: Mapping[Candidate, Metrics]) -> None:
         if self.progress is not None:
-            self.progress.on_epoch(metrics)
+            self.progress.on_step()
+
+    def _on_epoch(self, metrics: Mapping[Candidate, Metrics], seconds: float | None = None) -> None:
+        if self.progress is not None:
+            self.progress.on_epoch(metrics, seconds)
             self._show()
 
     def _tell(self, plan: Plan, *left: int) -> None:
@@ -268,10 +273,16 @@ def _ahead(search: Search) -> Progress:
     accuracies = [one.record.metrics.get("accuracy", 0) for one in known.values()]
     return Progress(
         *_left(search), trained=len(known), jobs=setup.n_jobs, seeds=len(search.experiment.seeds),
-        epochs=training.max_epochs if training else 1,
+        epochs=training.max_epochs if training else 1, steps=_n_steps(search),
         repeats=setup.sampler not in ("bruteforce", "known-cost"),
         best=max(accuracies, default=0) or None,
     )  # fmt: skip
+
+
+def _n_steps(search: Search) -> int:
+    """Returns how many steps an epoch has."""
+    training, x = search.experiment.training, search.experiment.data.x_train
+    return n_batches(len(x[: training.num_samples]), training) if training else 1
 
 
 def _left(search: Search) -> tuple[int, int]:

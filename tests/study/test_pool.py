@@ -112,8 +112,9 @@ class Fragile(concurrent.futures.ThreadPoolExecutor):
 
 
 def test_a_broken_pool_ends_the_search_in_words_and_the_same_search_continues(
-    tables: dict[str, Any], blobs: Dataset, tmp_path: Path
+    tables: dict[str, Any], blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("labkit.study.executor.step_seconds", lambda *_: (1, 2))
     tables["search"]["strategy"]["setup"] |= {"sampler": "bruteforce", "n_jobs": 2, "n_trials": 16}
     with (
         Fragile(3) as pool,
@@ -172,7 +173,7 @@ def test_where_networks_train_one_by_one_the_rest_of_a_share_goes_to_other_worke
     plans = [Plan((("_0", width),)) for width in (5, 10, 20, 30, 40)]
     candidates = [Candidate(plan, 0) for plan in plans]
     name, packed = "alone", pickle.dumps(together)
-    outcomes, why = train_share(name, candidates, module.VERSIONS, packed) or ([], None)
+    outcomes, why, _ = train_share(name, candidates, module.VERSIONS, packed) or ([], None, 0)
     assert [outcome.candidate for outcome in outcomes] == candidates[:1]
     assert why is not None
     assert "mixes channels" in why
@@ -205,9 +206,9 @@ class Answering(concurrent.futures.ThreadPoolExecutor):
     def submit(self, function: Any, name: str, share: Sequence[Candidate], *args: Any) -> Any:  # type: ignore[override]
         self.sizes.append(len(share))
         if len(share) == 1:
-            return super().submit(lambda: ([Outcome(one) for one in share], None))
+            return super().submit(lambda: ([Outcome(one) for one in share], None, 0))
         n, why = (len(share), None) if next(self.stacks) else (1, "it is slow")
-        return super().submit(lambda: ([Outcome(one) for one in share[:n]], why))
+        return super().submit(lambda: ([Outcome(one) for one in share[:n]], why, 0))
 
 
 def test_whether_networks_stack_is_asked_again(task: Task) -> None:

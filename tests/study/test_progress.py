@@ -81,6 +81,36 @@ def test_the_time_left_is_right_after_a_fifth(
     assert done == sorted(done)
 
 
+def test_steps_tell_within_an_epoch(clock: SimpleNamespace) -> None:
+    progress = Progress(1, epochs=5, steps=100)
+    said = []
+    clock.now += 20  # until the first step
+    for epoch in range(5):
+        for _ in range(100):
+            clock.now += 0.3
+            progress.on_step()
+            if epoch:
+                said.append((clock.now, progress.left))
+        clock.now += 2  # the evaluation
+        progress.on_epoch({Candidate(network(1), 0): {"accuracy": epoch / 10}})
+    for now, left in said[5:]:  # which is asked for again every half a second
+        assert left == (pytest.approx(clock.now - now, rel=0.1, abs=3), "")
+    assert progress.left == (0, "")
+
+
+def test_where_networks_train_elsewhere_their_own_time_counts(clock: SimpleNamespace) -> None:
+    progress = Progress(40, epochs=5, steps=100)
+    ends = clock.now + 30 + 20 * 10  # two workers start in half a minute, then train 20 each
+    for n in range(20):
+        clock.now += 30 * (n == 0) + 10
+        for twin in (0, 1):
+            for _ in range(5):
+                progress.on_epoch({Candidate(network(2 * n + twin), 0): {"accuracy": 0.5}}, 1.0)
+            progress.on_trial(network(2 * n + twin), 39 - 2 * n - twin)
+        progress.on_step()  # a pool looks often whether it is to stop
+        assert progress.left == (pytest.approx(ends - clock.now, abs=1e-6), "")
+
+
 def test_what_becomes_slower_is_said(clock: SimpleNamespace) -> None:
     progress = Progress(4, epochs=10)
     told = []
@@ -115,8 +145,8 @@ def test_a_search_tells_each_epoch(tables: dict[str, Any], blobs: Dataset) -> No
     seen: list[int] = []
     told = Progress.on_epoch
 
-    def on_epoch(progress: Progress, metrics: Any) -> None:
-        told(progress, metrics)
+    def on_epoch(progress: Progress, *epoch: Any) -> None:
+        told(progress, *epoch)
         seen.append(progress.done)
 
     with pytest.MonkeyPatch.context() as patch:
