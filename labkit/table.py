@@ -111,7 +111,7 @@ def _cell(value: object, whole: bool, words: Callable[[object], str]) -> str:
         return ", ".join(parts)
     if isinstance(value, Real) and not isinstance(value, bool):
         return f"{value:,.{0 if whole or isinstance(value, Integral) else 4}f}"
-    return _words(value)
+    return words(value)
 
 
 def _words(value: object) -> str:

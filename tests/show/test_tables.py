@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from labkit import apply, compare, find_channels, get_model, layer_table, resolve
-from labkit.table import html_table
+from labkit.table import html_table, print_table
 from labkit.transform import graph
 from tests.conftest import EXAMPLES
 
@@ -121,3 +121,12 @@ def test_a_cost_that_is_not_known_is_missing_and_not_zero() -> None:
         assert table[flops].isna().to_list() == [False, True, False]
         assert table[flops]["total"] == 24
         assert "<td></td>" in html_table(table)
+
+
+def test_a_printed_table_holds_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a<b & c", "x" * 60]
+    print_table(pd.DataFrame({"name": names, "flops": [1000, 2]}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["index", "name", "flops"], ["0", "a<b", "&", "c", "1,000"], ["1", "x" * 60, "2"],
+    ]  # fmt: skip
