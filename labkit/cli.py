@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         if reads == "config":
             named = "a file, or the name of a configuration that comes with labkit"
             one.add_argument("config", type=Path, metavar="CONFIG", help=named)
+            strict = "refuse what would be read as another dialect has it"
+            one.add_argument("--strict", action="store_true", help=strict)
         elif reads == "folder":
             one.add_argument("folder", type=Path, metavar="FOLDER")
         return one
@@ -155,7 +157,8 @@ def _show(arguments: argparse.Namespace) -> int:
     from labkit.study.experiment import Experiment
     from labkit.study.outlook import outlook
 
-    for what, words in outlook(Experiment(labkit.load_config(arguments.config))):
+    config = labkit.load_config(arguments.config, strict=arguments.strict)
+    for what, words in outlook(Experiment(config)):
         print(f"{what:<14}{words}", flush=True)
     return 0
 
@@ -191,7 +194,8 @@ def _search(arguments: argparse.Namespace) -> int:
     folder = arguments.out or Path("results") / arguments.config.stem
     options = "trials", "epochs", "seed", "storage", "shared"
     changes = {name: getattr(arguments, name) for name in options}
-    search = labkit.Search(arguments.config, folder=folder, executor=arguments.executor, **changes)
+    given = labkit.load_config(arguments.config, strict=arguments.strict)
+    search = labkit.Search(given, folder=folder, executor=arguments.executor, **changes)
     config, data = search.config, search.experiment.data
     setup = config.search.strategy.setup
     trials, device = f"{setup.n_trials} trials", data.x_train.device

@@ -30,6 +30,7 @@ from labkit.study.space import get_space as get_space
 from labkit.study.space import register_space as register_space
 from labkit.study.spaces import ChannelMultiplierSpace as ChannelMultiplierSpace
 from labkit.study.spaces import Conv2dChannelMultiplierSpace as Conv2dChannelMultiplierSpace
+from labkit.study.spaces import LayerChannelMultiplierSpace as LayerChannelMultiplierSpace
 from labkit.study.spaces import LinearChannelMultiplierSpace as LinearChannelMultiplierSpace
 from labkit.study.store import Store as Store
 from labkit.study.studies import open_study as open_study

@@ -22,7 +22,8 @@ from labkit.checks import Table, checked, readable
 from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
-from labkit.study.record import Direction
+from labkit.study.dialects import translated
+from labkit.study.record import Direction, Sampler
 from labkit.study.runners import (
     RUNNERS,
     BasicComputationsSettings,
@@ -34,7 +35,6 @@ from labkit.study.runners import (
 from labkit.study.storage import as_url
 from labkit.training import TrainSettings
 
-Sampler = Literal["random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
 DEFAULT_PROJECT = "labkit"
@@ -145,6 +145,7 @@ class SearchConfig(Reading):
             `basic_train` with `weights = "keep"`.
         load_type: What kind it is; the kinds that need unpickling are refused.
         operators: `package.module:ClassName` of operators for layers of one's own.
+        strict: Whether nothing may be read as another dialect has it; see `labkit.study.dialects`.
         search: The search itself.
     """
 
@@ -160,6 +161,7 @@ class SearchConfig(Reading):
     load_name: Annotated[Path, AfterValidator(_located)] | None = None
     load_type: Literal["pt", "pl", "safetensors"] = "pt"
     operators: tuple[str, ...] = ()
+    strict: bool = False
     search: SearchTable
 
     @model_validator(mode="after")
@@ -351,11 +353,14 @@ def simple_tables(widths: Widths) -> dict[str, Any]:
     }
 
 
-def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> SearchConfig:
-    """Returns a checked configuration.
+def load_config(
+    source: str | Path | Mapping[str, Any] | SearchConfig, *, strict: bool = False
+) -> SearchConfig:
+    """Returns a checked configuration, and logs what it read as another dialect has it.
 
     Args:
         source: The path of a TOML file, the name of one of `CONFIGS`, or the tables of one.
+        strict: As its key `strict = true`.
 
     Raises:
         LabkitError: The file cannot be read or a key is wrong; the message names the key, its
@@ -370,7 +375,10 @@ def load_config(source: str | Path | Mapping[str, Any] | SearchConfig) -> Search
     if not isinstance(source, Mapping):
         expected = "expected the path of a TOML file, or its tables"
         raise LabkitError(f"config: {expected}, got {shown(source)}")
-    return checked(SearchConfig, source, context=base)
+    tables, said = translated(source, base or Path())
+    config = checked(SearchConfig, tables | ({"strict": True} if strict else {}), context=base)
+    said.tell(config.strict)
+    return config
 
 
 def _named(source: str | Path) -> Path:

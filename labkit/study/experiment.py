@@ -22,6 +22,7 @@ from labkit.operators import register_operator
 from labkit.study import fingerprint
 from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
+from labkit.study.dialects import fitted
 from labkit.study.executor import Task, device_of
 from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
@@ -45,7 +46,7 @@ class Experiment:
         data: A data set, in place of the one that the configuration names.
 
     Attributes:
-        config: As given.
+        config: As given, without what follows from the network.
         model: The network before the transform.
         data: The data set, on the device that trains.
         space: The search space.
@@ -58,7 +59,7 @@ class Experiment:
     def __init__(
         self, config: SearchConfig, model: nn.Module | None = None, data: Dataset | None = None
     ):
-        self.config, self.training = config, config.training
+        self.training = config.training
         self._operators = [
             register_operator(names.imported("operators", name)) for name in config.operators
         ]
@@ -72,8 +73,9 @@ class Experiment:
             self.model = copy.deepcopy(self.model)  # the user's own keeps the weights it has
             load_weights(self.model, config.load_name)
         self.data = data.to(device_of(config.accelerator))
-        table = config.search.search_space
         channels = find_channels(self.model, data.x_val[:1])
+        self.config = fitted(config, channels)
+        table = self.config.search.search_space
         self.space = get_space(table.name)(channels, table.setup, table.seed)
         self.space.check_searchable()
 
@@ -113,7 +115,7 @@ class Experiment:
     def _identity(self) -> fingerprint.Identity:
         version = importlib.metadata.version("labkit")  # another one may train otherwise
         settings = {"labkit": version, **_flatten(to_tables(self.config))}
-        for key in (*PLACES, *(f"search.strategy.setup.{option}" for option in BUDGET)):
+        for key in (*PLACES, "strict", *(f"search.strategy.setup.{option}" for option in BUDGET)):
             settings.pop(key, None)
         keeps = self.training is not None and self.training.weights == "keep"
         definitions: dict[str, object] = {

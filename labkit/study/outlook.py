@@ -19,12 +19,12 @@ from labkit.checks import checked
 from labkit.data.loading import DATA, names_file
 from labkit.errors import LabkitError
 from labkit.operators import NotStackable
-from labkit.study.config import CONFIGS, Sampler, SearchConfig
+from labkit.study.config import CONFIGS, SearchConfig
 from labkit.study.experiment import Experiment
 from labkit.study.files import write
 from labkit.study.known_cost import KnownCostSampler
 from labkit.study.progress import clock
-from labkit.study.record import Candidate
+from labkit.study.record import Candidate, Sampler
 from labkit.study.runners import RUNNERS
 from labkit.study.space import MAX_ENUMERATED, SPACES, SearchSpaceBase, count
 from labkit.study.store import make_sampler

@@ -19,6 +19,7 @@ Metrics = dict[str, float]
 # As it is written and read: counts stay whole numbers.
 _Numbers = Annotated[Metrics, PlainValidator(dict), PlainSerializer(dict)]
 Direction = Literal["maximize", "minimize"]
+Sampler = Literal["random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
 # What a table of trials has of each beside its metrics, which need other names.
 COLUMNS = (
     "number", "state", "source", "trained_in", "seconds", "elapsed", "network", "failure",

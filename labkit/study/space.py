@@ -161,9 +161,10 @@ class SearchSpaceBase(ABC):
         """Checks that there is something to search.
 
         Raises:
-            LabkitError: There is one network only; the message says why.
+            LabkitError: There is the original network only; the message says why.
         """
-        if self.n_configurations > MAX_ENUMERATED or len(self.networks) > 1:
+        original = Plan(tuple((group.name, group.width) for group in self.channels.free))
+        if self.n_configurations > MAX_ENUMERATED or self.networks.keys() - {original}:
             return
         if not self.channels.free:
             reasons = dict.fromkeys(f"'{g.name}' because {g.fixed}" for g in self.channels.groups)

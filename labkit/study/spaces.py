@@ -26,7 +26,7 @@ class _LayerSpace(SearchSpaceBase):
     `default` covers all other layers of the kind.
     """
 
-    kinds: ClassVar[tuple[type[nn.Module], ...]]
+    kinds: ClassVar[tuple[type[nn.Module], ...] | None]
 
     def build_choices(
         self, setup: Mapping[str, Any], seed: Mapping[str, Any]
@@ -86,6 +86,13 @@ class Conv2dChannelMultiplierSpace(_LayerSpace):
     """The report's space for 2D convolutions, by name or by the operator `conv2d`."""
 
     kinds = (nn.Conv2d,)
+
+
+@register_space("transform/layer_channel_multiplier")
+class LayerChannelMultiplierSpace(_LayerSpace):
+    """The same for layers of every kind that has channels."""
+
+    kinds = None
 
 
 @register_space("transform/channel_multiplier")

@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, tables: dict[str, A
         (5, "config: expected the path of a TOML file, or its tables, got 5"),
         ("a\0b", "config: there is no file"),
         ({"seed": 10**100_000}, "seed: "),
-        ({"a" * 100_000: 1}, r"^aaa.* … .*operators, search$"),
+        ({"a" * 100_000: 1}, r"^aaa.* … .*operators, strict, search$"),
         ({"batch_size": 1}, "batch_size: expected greater than or equal to 2, got 1"),
         ({"max_epochs": math.nan}, "max_epochs: "),
     ],
