@@ -23,6 +23,9 @@ from labkit.study.search import search as search
 from labkit.study.space import count as count
 from labkit.study.space import register_space as register_space
 from labkit.study.verification import verify as verify
+from labkit.training import LOSSES as LOSSES
+from labkit.training import METRICS as METRICS
+from labkit.training import Metric as Metric
 from labkit.training import TrainSettings as TrainSettings
 from labkit.training import evaluate as evaluate
 from labkit.training import train as train

@@ -14,6 +14,7 @@ import pytest
 import labkit
 
 FACE = {
+    *("LOSSES", "METRICS", "Metric"),
     *("Dataset", "LabkitError", "LayerExplorer", "Operator", "Results", "Search", "SearchPanel"),
     *("StudyPanel", "TrainSettings", "apply", "channel_groups", "compare", "cost_of", "count"),
     *("channel_multiplier_transform_pass", "dashboard", "evaluate", "find_channels", "get_model"),

@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch.utils import data as torch_data
 
+from labkit.data.columns import Task
 from labkit.errors import LabkitError, in_words, shown
 
 Examples = tuple[Any, np.ndarray, tuple[str, ...] | None]  # x, y, the names of classes
 
 
-def examples(x: Any, y: Any, features: Any, classes: Any) -> Examples:
+def examples(x: Any, y: Any, features: Any, classes: Any, task: Task) -> Examples:
     """Returns a table, or images, with labels, and refuses what would be lost on the way."""
     import pandas as pd
 
     if y is None:
         x, y, named, names = _with_labels(x)
-        features, classes = features or named, classes or names
+        features = features or named
+        classes = names if classes is None and task != "regression" else classes
     y, table = as_array("y", y), x if isinstance(x, pd.DataFrame) else as_array("x", x)
     shape = table.shape
     if len(shape) not in (2, 4) or not table.size:
@@ -29,8 +31,9 @@ def examples(x: Any, y: Any, features: Any, classes: Any) -> Examples:
         mend = "x.transpose(0, 3, 1, 2), or x.permute(0, 3, 1, 2) of a tensor"
         raise LabkitError(f"x: the channels of shape {shape} are last; write {mend}")
     y = y[:, 0] if y.shape == (shape[0], 1) else y
-    if y.shape != shape[:1]:
-        got = f"got shape {y.shape}" + "; write y.argmax(1) if it is one-hot" * (y.ndim == 2)
+    if y.shape != shape[:1] and (task != "regression" or y.ndim != 2 or len(y) != shape[0]):
+        mend = "; write y.argmax(1) if it is one-hot, task='regression' if these are targets"
+        got = f"got shape {y.shape}" + mend * (y.ndim == 2)
         raise LabkitError(f"y: expected one label a row of x, [{shape[0]}], {got}")
     if isinstance(table, np.ndarray) and table.dtype.kind not in "biufO":  # as imaginary parts
         more = "; a pandas DataFrame may hold text" if table.dtype.kind in "UT" else ""

@@ -1,20 +1,25 @@
 """The columns of a table, as numbers: checked here; made one-hot and imputed by scikit-learn."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from labkit.checks import Table
 from labkit.errors import LabkitError, in_words, shown
 
 Missing = Literal["error", "drop", "impute"]
 Categories = Literal["onehot", "error"]
+Task = Literal["classification", "binary", "regression"]
 MOST_TEXTS = 100  # different ones, in a column that is made one-hot
 
 
 class Reading(Table):
     """How a file is read. The keys are those of `load_data`, and of a configuration."""
 
+    task: Annotated[
+        Task | None, BeforeValidator(lambda task: "classification" if task == "cls" else task)
+    ] = None
     label: str | int = "label"
     drop: tuple[str, ...] = ()
     separator: str | None = None

@@ -1,6 +1,7 @@
 """Labels as indices of classes, and which rows each split has."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +21,11 @@ def encode(
 
     with in_words("y: expected labels"):
         column = pd.Series(y)
-    absent = (column.isna() | column.map(str).str.strip().str.lower().isin(NOTHING)).to_numpy()
-    if absent.any() and missing == "error":
-        first = f"the first is row {absent.argmax()} ({shown(y[absent.argmax()])})"
-        mend = "missing='drop' leaves them out; rename the class if it is one"
-        raise LabkitError(f"y: {absent.sum()} rows have no label, {first}; {mend}")
-    used = used & ~absent
+    used = used & ~_absent(y, column, missing)
     known = column[used].infer_objects().to_numpy()
     continuous = (
-        "expected class labels, but they look continuous; labkit has no regression yet: make "
-        "classes of them, such as pandas.qcut(y, 3, labels=False)"
+        "expected class labels, but they look continuous; write task='regression', or make classes "
+        "of them, such as pandas.qcut(y, 3, labels=False)"
     )
     if classes is None:
         if known.dtype.kind == "f" and not np.all(np.isfinite(known) & (known == np.floor(known))):
@@ -54,6 +50,39 @@ def encode(
     indices = np.full(len(y), -1)
     indices[used] = labels
     return indices, tuple(classes)
+
+
+def numbers(
+    y: np.ndarray, used: np.ndarray, classes: Sequence[str] | None, missing: Missing
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Returns float64 targets `[rows, targets]`, 0 for a row that is used, else -1; no classes."""
+    import pandas as pd
+
+    if classes is not None:
+        raise LabkitError("classes: a regression has none")
+    with in_words("y: expected numbers"):
+        table = pd.DataFrame(y)
+    columns = [pd.to_numeric(table[name], errors="coerce") for name in table]
+    for name, column in zip(table, columns):
+        text = (column.isna() & (used := used & ~_absent(y, table[name], missing))).to_numpy()
+        if column.dtype.kind == "c" or table[name].dtype.kind in "mM" or text.any():
+            got = shown(table[name].iloc[int(text.argmax())])
+            raise LabkitError(f"y: expected numbers, got {got} in row {text.argmax()}")
+    targets = np.stack([column.to_numpy(np.float64) for column in columns], axis=1)
+    bad = used & ~np.isfinite(targets).all(axis=1)
+    if bad.any():
+        raise LabkitError(f"y: row {bad.argmax()} is infinite; correct it, or leave it out")
+    return targets, np.where(used, 0, -1), ()
+
+
+def _absent(y: np.ndarray, column: Any, missing: Missing) -> np.ndarray:
+    """Returns which rows have no label; these are an error unless they may be left out."""
+    absent = (column.isna() | column.map(str).str.strip().str.lower().isin(NOTHING)).to_numpy()
+    if absent.any() and missing == "error":
+        first = f"the first is row {absent.argmax()} ({shown(y[absent.argmax()])})"
+        mend = "missing='drop' leaves them out; rename the class if it is one"
+        raise LabkitError(f"y: {absent.sum()} rows have no label, {first}; {mend}")
+    return absent
 
 
 def hold_out(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from labkit.checks import as_path, readable
-from labkit.data.columns import Categories, Missing, Reading
+from labkit.data.columns import Categories, Missing, Reading, Task
 from labkit.data.dataset import Dataset
 from labkit.data.jets import embedded_jets, openml_jets, read_jets
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def load_data(
     name: str | Path, *, path: str | Path | None = None, label: str | int = "label",
     drop: Sequence[str] = (), separator: str | None = None, encoding: str | None = None,
-    missing: Missing = "error", categories: Categories = "onehot",
+    missing: Missing = "error", categories: Categories = "onehot", task: Task | None = None,
 ) -> Dataset:  # fmt: skip
     """Returns a data set, and logs in one line what was decided of a file.
 
@@ -53,12 +53,23 @@ def load_data(
         drop: Columns of a table that are no features.
         separator, encoding: Of a table, such as `";"`; by default what its first lines show.
         missing, categories: For tables, as in `Dataset.from_arrays`.
+        task: As there; by default that of the data set, and classification of a file's labels.
 
     Raises:
         LabkitError: No such data set, file or column; or what it holds cannot be used.
     """
     given: Any = {"label": label, "drop": drop, "separator": separator, "encoding": encoding}
-    how = Reading(**given, missing=missing, categories=categories)
+    how = Reading(**given, missing=missing, categories=categories, task=task)
+    data = _read(name, path, how)
+    if how.task not in (None, data.task):
+        if (how.task, data.task, len(data.classes)) != ("binary", "classification", 2):
+            classes = f" of {len(data.classes)} classes" if data.classes else ""
+            raise LabkitError(f"task: {data.name!r} is for {data.task}{classes}, not {how.task}")
+        return replace(data, task="binary")
+    return data
+
+
+def _read(name: str | Path, path: str | Path | None, how: Reading) -> Dataset:
     if not isinstance(name, str | Path):
         raise LabkitError(f"dataset: expected a name or a path, got {shown(name)}")
     if path is not None and name != "jsc":
@@ -77,11 +88,14 @@ def load_data(
             from labkit.data.tables import read_table
 
             x, y, notes = read_table(file if folder else readable("dataset", file), how)
-            data = Dataset.from_arrays(x, y, name=file.name, missing=missing, categories=categories)
+            data = Dataset.from_arrays(
+                x, y, name=file.name, missing=how.missing, categories=how.categories,
+                task=how.task or "classification",
+            )  # fmt: skip
             if notes := [*notes, *data.notes]:
                 log.warning("%s: %s", file.name, "; ".join(notes))
             return replace(data, notes=tuple(notes))
-        used = {"label", "missing"} if kind == ".npz" else {"label"}
+        used = {"task", "label", "missing"} if kind == ".npz" else {"task", "label"}
         if unused := how.model_dump(exclude_defaults=True).keys() - used:
             raise LabkitError(f"{min(unused)}: only a table takes it, not {str(name)!r}")
         if str(name) in DATA:
@@ -129,7 +143,9 @@ def _read_npz(path: Path, how: Reading) -> Dataset:
     if {*arrays} in ({*keys}, {*keys} - {"x_val", "y_val"}):
         parts: list[Any] = [arrays.get(key) for key in keys]
         images = [p[:, None] if p is not None and p.ndim == 3 else p for p in parts]
-        return Dataset.from_splits(*images, name=path.name, missing=how.missing)
+        return Dataset.from_splits(
+            *images, name=path.name, missing=how.missing, task=how.task or "classification"
+        )
     if how.label not in arrays:
         known = did_you_mean(how.label, arrays)
         raise LabkitError(f"label: {path.name} has no array {how.label!r}; {known}")
@@ -138,7 +154,9 @@ def _read_npz(path: Path, how: Reading) -> Dataset:
         got = ", ".join(arrays) or "none"
         raise LabkitError(f"dataset: {path}: expected one array beside {how.label!r}, got {got}")
     [x] = arrays.values()
-    return Dataset.from_arrays(x, labels, name=path.name, missing=how.missing)
+    return Dataset.from_arrays(
+        x, labels, name=path.name, missing=how.missing, task=how.task or "classification"
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -46,7 +46,8 @@ def read_table(path: Path, how: Reading) -> tuple[pd.DataFrame, pd.Series, list[
         table = table.drop(columns=unnamed)
     numbers, n = table.select_dtypes("integer").items(), labels.nunique()
     counting = [name for name, own in numbers if (np.diff(own) == 1).all()]
-    same = [name for name, own in table.items() if own.nunique() == n == len({*zip(own, labels)})]
+    texts = table.items() if how.task != "regression" else ()
+    same = [name for name, own in texts if own.nunique() == n == len({*zip(own, labels)})]
     for what, suspects in ("counts the rows", counting), ("is the label in other words", same):
         if suspects:
             notes.append(f"a feature {what}: drop={suspects} if it is none")

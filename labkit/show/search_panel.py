@@ -197,15 +197,16 @@ class SearchPanel(LivePanel):
 
 
 def _curves(progress: Progress | None) -> go.Figure:
-    """Returns how the accuracy of networks grows: of those that train now, and of those before."""
+    """Returns how networks learn, by their main metric: those that train now, and those before."""
     histories, training = ({}, ()) if progress is None else (progress.histories, progress.training)
+    metric = "accuracy" if progress is None else progress.metric
     figure = go.Figure()
     for name, now, colour in (("trained before", False, GREY), ("training", True, BLUE)):
         x, y, names = list[int | None](), list[float | None](), list[str]()
         for candidate, history in [*histories.items()]:
             if (candidate in training) == now:
                 x += [*range(1, len(history) + 1), None]  # which ends a line
-                y += [*(metrics["accuracy"] for metrics in history), None]
+                y += [*(metrics[metric] for metrics in history), None]
                 names += [f"{text(candidate.plan)}, seed {candidate.seed}"] * (len(history) + 1)
         figure.add_scatter(
             name=name, x=x, y=y, customdata=names, mode="lines+markers", line={"color": colour},
@@ -215,7 +216,7 @@ def _curves(progress: Progress | None) -> go.Figure:
     return finished(
         figure, "no network yet", height=280, showlegend=True, margin={"t": 20},
         xaxis={"title": "epoch", "dtick": -(-longest // 10), "tick0": 0},
-        yaxis={"title": AXIS_TITLES["accuracy"]},
+        yaxis={"title": AXIS_TITLES[metric]},
     )  # fmt: skip
 
 

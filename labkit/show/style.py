@@ -46,6 +46,7 @@ CONFIG = {"displaylogo": False, "showSendToCloud": False}  # of plotly.js: no wa
 AXIS_TITLES = {
     "accuracy": "validation accuracy",
     "accuracy_macro": "validation accuracy, mean over classes",
+    "r2": "validation R²",
     "loss": "validation loss",
     "total_flops": "FLOPs (MAC = 1)",
     "total_bitops": "bitops",

@@ -10,6 +10,7 @@ from labkit.show.tables import compare
 from labkit.show.widgets import COPIES
 from labkit.study.results import Results
 from labkit.table import html_table
+from labkit.training import main_of
 from labkit.transform import Channels, cost_of
 
 
@@ -42,12 +43,12 @@ def trial_report(
 def _said(results: Results, number: int, channels: Channels, **cost_options: Any) -> Iterator[str]:
     plan, original = results.plan(number), results.original
     yield html.escape(str(plan))
-    if "accuracy" in results.trials:
-        accuracy = results.trials["accuracy"]
-        yield f"{AXIS_TITLES['accuracy']}: <b>{accuracy[number]:.4f}</b>"
+    if (main := main_of(results.trials)) in results.trials:
+        accuracy = results.trials[main]
+        yield f"{AXIS_TITLES[main]}: <b>{accuracy[number]:.4f}</b>"
         if original not in (None, number):
             difference = accuracy[number] - accuracy[original]
-            yield f"{difference:+.4f} to the original network's accuracy, trial {original}"
+            yield f"{difference:+.4f} to the original network's {main}, trial {original}"
     before, after = (cost_of(channels, each, **cost_options) for each in (None, plan))
     for name in COUNTED:
         count, was = getattr(after, name), getattr(before, name)

@@ -26,10 +26,11 @@ from labkit.study.heldout import Heldout, measure_once
 from labkit.study.results import Results
 from labkit.study.runs import read_runs
 from labkit.table import markdown_table
+from labkit.training import main_of
 
 OWN = re.compile(r"<!-- yours: (\w+) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
 ONE_SEED = (
-    "Each network was trained once: seeds alone move an accuracy, so neighbours on the front may "
+    "Each network was trained once: seeds alone move results, so neighbours on the front may "
     "be equal. `labkit replicate` trains them with more."
 )
 SEVERAL_SEEDS = (
@@ -140,7 +141,7 @@ The layers of trial {best}, the best of the front by {titles[first]}:
 
 {markdown_table(table.rename(columns=titles))}
 
-![The Pareto front: accuracy against cost]({drawn})
+![The Pareto front: quality against cost]({drawn})
 
 {_listed(_common(results)) or "No width is common to the networks of the front."}
 
@@ -226,12 +227,12 @@ def _common(results: Results) -> Iterator[str]:
 def _test(measured: Heldout | str) -> str:
     if isinstance(measured, str):
         return (
-            f"The accuracy on the test split was not measured: {measured}. A search that was given "
+            f"The test split was not measured: {measured}. A search that was given "
             "its data needs them for it: `results.report(path, data=…)`."
         )
     return (
-        f"The network of trial {measured.trial} has, by its first seed, an accuracy of "
-        f"**{measured.accuracy:.4f}** on the {measured.rows['test']:,} rows of the test split. "
+        f"The network of trial {measured.trial} is judged by its first seed: its {measured.metric} "
+        f"is **{measured.value:.4f}** on the {measured.rows['test']:,} rows of the test split. "
         "It was measured once, and nothing was chosen by it."
     )
 
@@ -240,13 +241,14 @@ def _limits(results: Results, measured: Heldout | str) -> Iterator[str]:
     """Yields what the results cannot tell."""
     yield {"one seed": ONE_SEED}.get(seeds := _seeds(results), SEVERAL_SEEDS.format(seeds))
     histories = [t.record.history for t in results.front_trials if t.record.history]
-    curves = [[epoch["accuracy"] for epoch in history] for history in histories]
+    main = main_of(results.trials)
+    curves = [[epoch[main] for epoch in history] for history in histories]
     if rising := sum(max(curve) == curve[-1] for curve in curves):
         yield (
             f"{rising} of {len(curves)} networks were at their best after the last epoch: longer "
             "training may raise them, and change their order."
         )
-    if isinstance(measured, Heldout):
+    if isinstance(measured, Heldout) and measured.metric == "accuracy":
         n, p = measured.rows["validation"], results.front["accuracy"].max()
         error = (p * (1 - p) / n) ** 0.5
         yield f"An accuracy on {n:,} validation rows has a standard error of {error:.4f}."

@@ -34,6 +34,7 @@ from labkit.study.runners import (
 )
 from labkit.study.storage import as_url
 from labkit.training import TrainSettings
+from labkit.training.metrics import METRICS, find_metric
 
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
@@ -136,7 +137,7 @@ class SearchConfig(Reading):
             are relative to the TOML.
         label, drop, separator, encoding, missing, categories: How a file of one's own is read, as
             for `labkit.data.load_data`.
-        task: Only classification.
+        task: `classification` (or `cls`), `binary` or `regression`; by default that of the data.
         max_epochs, batch_size, learning_rate: For `basic_train`, where its own table is silent.
         accelerator: `cpu`, `cuda` (or `gpu`), or `auto`: CUDA where there is any.
         project: The name of the study.
@@ -151,7 +152,6 @@ class SearchConfig(Reading):
 
     model: str
     dataset: Annotated[str, AfterValidator(_located)]
-    task: Literal["cls", "classification"] = "cls"
     max_epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2, lt=2**31)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
@@ -166,19 +166,18 @@ class SearchConfig(Reading):
 
     @model_validator(mode="after")
     def _objectives_are_measured(self) -> Self:
-        provided = [m for runner, _ in self.all_runners.values() for m in runner.metrics]
+        provided = [m for runner, _ in self.all_runners.values() for m in runner.measures]
         for metric in self.search.strategy.metrics:
             if metric not in provided:
                 raise LabkitError(
                     f"search.strategy.metrics.{metric}: no runner measures it; "
                     f"{did_you_mean(metric, provided)}"
                 )
-        training = self.training
-        if "accuracy_std" in self.search.strategy.metrics and training and training.replicates < 2:
-            raise LabkitError(
-                "search.strategy.metrics.accuracy_std: it needs replicates = 2 or more, "
-                f"got {training.replicates}"
-            )
+            if metric.endswith("_std") and self.training and self.training.replicates < 2:
+                raise LabkitError(
+                    f"search.strategy.metrics.{metric}: it needs replicates = 2 or more, "
+                    f"got {self.training.replicates}"
+                )
         return self
 
     # Checked once: a search asks for them at every network.
@@ -199,7 +198,12 @@ class SearchConfig(Reading):
             runner = get_runner(key, name)
             trains = issubclass(runner.settings, TrainSettings)
             defaults = {option: getattr(self, option) for option in INHERITED} if trains else {}
-            runners[name] = runner, checked(runner.settings, defaults | table, key)
+            settings = checked(runner.settings, defaults | table, key)
+            if (more := getattr(settings, "metrics", None)) is not None:
+                objectives = [m for m in self.search.strategy.metrics if m in METRICS]
+                asked = dict.fromkeys(find_metric(m) for m in (*more, *objectives))
+                settings = settings.model_copy(update={"metrics": tuple(asked)})
+            runners[name] = runner, settings
         return runners
 
     @property
@@ -305,8 +309,8 @@ def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> 
     strategy["metrics"] = {m: {**kept.get(m, {}), "direction": objectives[m]} for m in objectives}
     for metric in objectives:
         used = [*strategy["sw_runner"], *strategy.get("hw_runner", {})]
-        if not any(metric in get_runner(name, name).metrics for name in used):
-            measures = (name for name, runner in RUNNERS.items() if metric in runner.metrics)
+        if not any(metric in get_runner(name, name).measures for name in used):
+            measures = (name for name, runner in RUNNERS.items() if metric in runner.measures)
             if (runner := next(measures, None)) is not None:
                 strategy["sw_runner"][runner] = {}
 
@@ -336,15 +340,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def simple_tables(widths: Widths) -> dict[str, Any]:
-    """Returns the tables of a search that trains and counts FLOPs: where one from Python begins."""
+def simple_tables(widths: Widths, metric: str = "accuracy") -> dict[str, Any]:
+    """Returns the tables of a search that trains and counts FLOPs: where one from Python begins.
+
+    Args:
+        widths: As `SearchConfig.replace` takes them.
+        metric: What is maximised.
+    """
     return {
         "search": {
             "search_space": _space_of(widths),
             "strategy": {
                 "sw_runner": {"basic_train": {}, "basic_computations": {}},
                 "metrics": {
-                    "accuracy": {"direction": "maximize"},
+                    metric: {"direction": "maximize"},
                     "total_flops": {"direction": "minimize"},
                 },
                 "setup": {"sampler": "known-cost"},

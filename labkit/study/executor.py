@@ -15,7 +15,17 @@ from labkit.data import Dataset
 from labkit.errors import DivergenceError, LabkitError
 from labkit.operators import NotStackable, Operator, register_operator
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome
-from labkit.training import TrainSettings, fit_stack, stack_width, step_seconds, train
+from labkit.training import (
+    LOSSES,
+    METRICS,
+    Metric,
+    TrainSettings,
+    fit_stack,
+    own_functions,
+    stack_width,
+    step_seconds,
+    train,
+)
 from labkit.transform import Channels, Weights, apply, find_channels, initialise
 
 log = logging.getLogger(__name__)
@@ -49,6 +59,7 @@ class Task:
         operators: Of layers of the user's own, which other processes have to be told of.
         accelerator: Where each process trains, as a configuration names it; by default where the
             data is.
+        own: Losses and metrics of the user's own, likewise.
     """
 
     model: nn.Module
@@ -58,10 +69,14 @@ class Task:
     channels: Channels = field(default=None, repr=False)  # type: ignore[assignment]
     operators: Sequence[type[Operator]] = ()
     accelerator: str | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for operator in self.operators:
             register_operator(operator)
+        for name, one in self.own.items():
+            (METRICS if isinstance(one, Metric) else LOSSES)[name] = one
+        self.own = own_functions(self.settings)
         if self.accelerator is not None:
             self.data = self.data.to(device_of(self.accelerator))
         if self.channels is None:
@@ -71,7 +86,8 @@ class Task:
         # A traced graph does not survive pickling; the other process may have another device.
         data = self.data if self.accelerator is None else self.data.to("cpu")
         return Task, (
-            self.model, data, self.settings, self.weights, None, self.operators, self.accelerator
+            self.model, data, self.settings, self.weights, None, self.operators, self.accelerator,
+            self.own,
         )  # fmt: skip
 
     def build(self, candidate: Candidate) -> nn.Module:

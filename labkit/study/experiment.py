@@ -24,11 +24,11 @@ from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.dialects import fitted
 from labkit.study.executor import Task, device_of
-from labkit.study.record import Failure, FailureKind, Outcome, Record, Source
+from labkit.study.record import Failure, FailureKind, Metrics, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
 from labkit.study.space import get_space
 from labkit.study.studies import Description
-from labkit.training import check_fit
+from labkit.training import check_fit, selected
 from labkit.transform import Plan, find_channels, get_model
 
 # What may change between two runs that continue the same study. Data and weights are known by what
@@ -65,6 +65,8 @@ class Experiment:
         ]
         self.model = get_model(model if model is not None else config.model)
         data = data_of(config) if data is None else data
+        if isinstance(data, Dataset) and config.task not in (None, data.task):
+            raise LabkitError(f"task: {data.name} is for {data.task}, got {config.task!r}")
         with in_words("model: it cannot be trained"):
             check_fit(self.model.cpu(), data, self.training)
         if self.training is not None and self.training.weights == "keep":
@@ -114,7 +116,7 @@ class Experiment:
 
     def _identity(self) -> fingerprint.Identity:
         version = importlib.metadata.version("labkit")  # another one may train otherwise
-        settings = {"labkit": version, **_flatten(to_tables(self.config))}
+        settings = {"labkit": version, **_flatten(to_tables(self.config)), "task": self.data.task}
         for key in (*PLACES, "strict", *(f"search.strategy.setup.{option}" for option in BUDGET)):
             settings.pop(key, None)
         keeps = self.training is not None and self.training.weights == "keep"
@@ -122,6 +124,8 @@ class Experiment:
             name: runner.run for name, (runner, _) in self.config.all_runners.items()
         }
         definitions[self.config.search.search_space.name] = type(self.space)
+        if self.training is not None:
+            definitions |= {n: getattr(one, "measure", one) for n, one in self.task.own.items()}
         checkpoint = self.config.load_name
         if checkpoint is not None and checkpoint.is_file():
             definitions["load_name"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -144,6 +148,11 @@ class Experiment:
         )
         counted = basic_computations(network, settings)
         return [m.scale * counted.get(name, math.nan) for name, m in strategy.metrics.items()]
+
+    def selected(self, history: Sequence[Metrics]) -> Metrics:
+        """Returns the metrics of a training: those of the epoch that counts."""
+        assert self.training is not None
+        return selected(history, self.training)
 
     def values(self, record: Record) -> list[float] | None:
         """Returns the values of a trial's objectives; `None` where it failed."""
@@ -184,7 +193,7 @@ class Experiment:
                     "hardware_metrics": hardware,
                     "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
                     "history": outcomes[0].history if outcomes else [],
-                    "replicates": [outcome.history[-1] for outcome in outcomes],
+                    "replicates": [self.selected(outcome.history) for outcome in outcomes],
                 }
             )
             for value in self.values(measured_record) or ():

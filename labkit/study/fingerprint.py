@@ -33,7 +33,7 @@ class Identity:
         settings: The configuration, flat; those of a larger budget left out.
         network: What the network computes; see `network_identity`.
         data: A hash of the rows.
-        definitions: Name of a runner or of the space → a hash of its code.
+        definitions: Name of a runner, a metric, a loss or the space → a hash of its code.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)

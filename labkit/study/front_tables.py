@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from labkit.table import Table
+from labkit.training import main_of
 
 if TYPE_CHECKING:
     from labkit.study.results import Results
 
 # What the report's table shows of the software metrics; the files have all of them.
-REPORT_METRICS = ("loss", "accuracy", "total_flops", "total_bitops")
-SHARES = ("accuracy", "accuracy_macro")  # whose differences are told in points
+REPORT_METRICS = ("loss", "accuracy", "r2", "total_flops", "total_bitops")
+SHARES = (
+    "accuracy",
+    "accuracy_macro",
+    "balanced_accuracy",
+    "f1",
+    "auc",
+    "r2",
+)  # whose differences are told in points
 _RECORDED = ("software_metrics", "hardware_metrics", "scaled_metrics")
 
 
@@ -41,8 +49,8 @@ def best_trials(results: Results) -> pd.DataFrame:
     """Returns one row for each network on the front, as the report has it.
 
     Columns: `number`, `software_metrics`, `hardware_metrics`, `scaled_metrics`, and `network`.
-    Where the networks have replicates, also `accuracy` (mean ± standard deviation) and `ties`,
-    the numbers of those on the front whose accuracy is not told from its own by Student's
+    Where the networks have replicates, also `accuracy`, or `r2` (mean ± standard deviation), and
+    `ties`, the numbers of those on the front whose accuracy is not told from its own by Student's
     paired t-test over the same seeds, two-sided at 5%, uncorrected for several tests.
     """
     front = results.front_trials
@@ -55,9 +63,10 @@ def best_trials(results: Results) -> pd.DataFrame:
 
 
 def _spread_and_ties(results: Results) -> pd.DataFrame:
-    """Returns the columns of accuracies over seeds, where all of the front have several."""
+    """Returns columns of the main metric over seeds, where all of the front have several."""
+    main = main_of(results.trials)
     accuracies = {
-        t.number: [metrics["accuracy"] for metrics in results.replicates(t.number)]
+        t.number: [metrics[main] for metrics in results.replicates(t.number)]
         for t in results.front_trials
     }
     shared = min(map(len, accuracies.values()), default=0)
@@ -65,7 +74,7 @@ def _spread_and_ties(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     rows = {
         number: {
-            "accuracy": f"{statistics.fmean(own):.4f} ± {statistics.stdev(own):.4f}",
+            main: f"{statistics.fmean(own):.4f} ± {statistics.stdev(own):.4f}",
             "ties": [
                 other
                 for other, theirs in accuracies.items()
@@ -89,8 +98,8 @@ def front_table(results: Results) -> pd.DataFrame:
     front = results.front.sort_values(costs) if costs else results.front
     table = front[list(objectives)].copy()
     spread = _spread_and_ties(results)
-    if "accuracy" in objectives and not spread.empty:
-        table[["accuracy", "ties"]] = spread
+    if not spread.empty and spread.columns[0] in objectives:
+        table[[*spread]] = spread
     if results.original is not None:
         for metric in objectives:
             original = float(results.trials[metric][results.original])

@@ -24,6 +24,7 @@ from labkit.study.files import remove, write
 from labkit.study.record import Candidate, Metrics, Outcome, Record, Trial
 from labkit.study.results import Results
 from labkit.study.studies import open_study
+from labkit.training import main_of
 from labkit.transform import Channels, Plan, apply, get_model
 
 
@@ -121,7 +122,7 @@ def load_best(
 
     Args:
         folder: The results folder.
-        number: Its trial; by default the network with the highest accuracy.
+        number: Its trial; by default the network with the highest accuracy, or R².
         model: The network that was searched, where the search was given a module and not a name.
         trust: Whether to run the code that the folder names as `package.module:name`.
 
@@ -137,7 +138,7 @@ def load_best(
     if not trained:
         raise LabkitError(f"folder: {str(folder)!r} holds no trained networks (best/trial_*)")
     if number is None:
-        number = max(trained, key=lambda n: trained[n].get("accuracy", 0.0))
+        number = max(trained, key=lambda n: trained[n].get(main_of(trained[n]), 0.0))
     if not isinstance(number, Hashable) or number not in trained:
         raise LabkitError(
             f"number: trial {shown(number)} is not on the front; expected one of {sorted(trained)}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from labkit.study.record import Candidate, Metrics
+from labkit.training import main_of
 from labkit.transform import Plan
 
 RECENT = 12  # networks whose curves are kept when they are trained
@@ -28,12 +29,13 @@ class Progress:
         epochs: Of each network with each seed.
         jobs: For how many trials networks train together.
         repeats: Whether trials may propose a network again.
-        best: The best accuracy of what is trained.
+        best: The best accuracy, or R², of what is trained.
         steps: Of an epoch.
 
     Attributes:
         total: Epochs of all networks that may train: of no more than trials are left, or untrained.
-        best: The best accuracy so far, after any epoch, or `None`.
+        metric: Which of them it is.
+        best: The best so far, after any epoch, or `None`.
         histories: Candidate → its metrics after each epoch, of those that train or did so last.
         training: The candidates that train.
     """
@@ -46,7 +48,7 @@ class Progress:
         self._trials, self._networks, self._in_space = trials, networks, networks + trained
         self._seeds, self._epochs, self._jobs, self._repeats = seeds, epochs, jobs, repeats
         self.total = int(trained + min(trials, networks)) * seeds * epochs
-        self.best = best
+        self.metric, self.best = "accuracy", best
         self.histories: dict[Candidate, list[Metrics]] = {}
         self.training: set[Candidate] = set()
         self._lock = threading.Lock()
@@ -76,7 +78,10 @@ class Progress:
         with self._lock:
             for candidate, one in metrics.items():
                 self.histories[candidate] = [*self.histories.get(candidate, ()), one]
-                self.best = max(one["accuracy"], self.best or 0)
+                self.metric = main_of(one)
+                self.best = max(
+                    one[self.metric], one[self.metric] if self.best is None else self.best
+                )
             self.training |= metrics.keys()
             self._widest, self._steps = max(self._widest, len(metrics)), 0
             if seconds is not None and not self._elsewhere:  # another pace begins
@@ -127,7 +132,7 @@ class Progress:
         what = "networks" if self._seeds * self._epochs == 1 else "epochs of networks"
         text = f"{self.done:,} of {self.total:,} {what}"
         if self.best is not None:
-            text += f", best accuracy {self.best:.3f}"
+            text += f", best {self.metric} {self.best:.3f}"
         if left and self.left is not None and self.done < self.total:
             seconds, why = self.left
             text += f", {clock(seconds)} left" + (f" ({why})" if why else "")

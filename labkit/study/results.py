@@ -25,6 +25,7 @@ from labkit.study.runners import summary
 from labkit.study.storage import faults_of
 from labkit.study.studies import Description, describe, read_replicates, read_trials
 from labkit.table import ROWS, Table, html_table
+from labkit.training import direction_of, main_of
 from labkit.transform import Plan
 
 WRITE_UP = "labkit.show.writeup:write_report"  # a package above this one draws it
@@ -144,7 +145,7 @@ class Results:
         """Trial that trained a network → its metrics after each epoch, by the first seed."""
         return {t.number: t.record.history for t in self.records if t.record.history}
 
-    def best(self, metric: str = "accuracy") -> nn.Module:
+    def best(self, metric: str | None = None) -> nn.Module:
         """Returns the trained network of `best_trial`, in evaluation mode.
 
         Raises:
@@ -155,11 +156,11 @@ class Results:
             raise LabkitError("results: they were read without networks; use labkit.load_best")
         return self.open_network(number)
 
-    def best_trial(self, metric: str = "accuracy") -> int:
+    def best_trial(self, metric: str | None = None) -> int:
         """Returns the trial whose network is, of those on the front, best by a metric.
 
         Args:
-            metric: One that was measured. What is not an objective is taken to be maximised.
+            metric: One that was measured; by default `accuracy`, or `r2` of a regression.
 
         Raises:
             LabkitError: Nothing measured the metric, or no trial finished.
@@ -167,10 +168,11 @@ class Results:
         front = self.front
         if front.empty:
             raise LabkitError("results: no trial has finished")
+        metric = main_of(self.trials) if metric is None else metric
         if metric not in front.select_dtypes("number"):
             known = list(dict.fromkeys([*self.objectives, *self.records[-1].record.metrics]))
             raise LabkitError(f"metric: nothing measured {metric!r}; {did_you_mean(metric, known)}")
-        sign = -1 if self.objectives.get(metric) == "minimize" else 1
+        sign = 1 if direction_of(metric, self.objectives) == "maximize" else -1
         ranked = (sign * front[metric]).sort_values(ascending=False, kind="stable")
         return int(ranked.index[0])
 

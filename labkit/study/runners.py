@@ -28,7 +28,8 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.checkpoint import load_weights
 from labkit.study.record import COLUMNS, Metrics, Outcome
-from labkit.training import TrainSettings, evaluate
+from labkit.training import MAIN_METRIC, TrainSettings, evaluate, main_of, selected
+from labkit.training.metrics import METRICS
 from labkit.transform import Channels, Plan, Weights, apply, cost_of
 
 
@@ -82,6 +83,12 @@ class Runner(NamedTuple):
     settings: type[RunnerSettings]
     metrics: tuple[str, ...]
     run: Callable[[CandidateNetwork, Any], Mapping[str, Any]]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The metrics that it may be asked for, those of logits and labels among them."""
+        asked = METRICS if "metrics" in self.settings.model_fields else ()
+        return *self.metrics, *asked
 
 
 RUNNERS: dict[str, Runner] = {}
@@ -206,26 +213,25 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
 @register_runner(
     "basic_train",
     BasicTrainSettings,
-    metrics=(
-        "loss", "accuracy", "accuracy_macro", "train_loss", "train_accuracy", "accuracy_std",
-    ),
-)  # fmt: skip
+    metrics=[f"{main}_std" for main in dict.fromkeys(MAIN_METRIC.values())],
+)
 def basic_train(candidate: CandidateNetwork, settings: BasicTrainSettings) -> Metrics:
     """Returns what training measured; the search's executor has trained the candidate.
 
     Returns:
-        loss, accuracy and accuracy_macro on the validation split after the last epoch, and
-        train_loss and train_accuracy over it: their means over the seeds. With several seeds, also
-        accuracy_std, the standard deviation of the accuracy (with n - 1).
+        What `labkit.train` returns of the epoch that counts, the last or the best: means over the
+        seeds. With several seeds, also accuracy_std, or r2_std: the standard deviation (with
+        n - 1).
     """
-    return summary([outcome.history[-1] for outcome in candidate.outcomes])
+    return summary([selected(outcome.history, settings) for outcome in candidate.outcomes])
 
 
 def summary(replicates: Sequence[Metrics]) -> Metrics:
     """Returns the means of the metrics of replicates; of several, also `accuracy_std`."""
     means = {name: statistics.fmean(r[name] for r in replicates) for name in replicates[0]}
     if len(replicates) > 1:
-        means["accuracy_std"] = statistics.stdev(r["accuracy"] for r in replicates)
+        main = main_of(means)
+        means[f"{main}_std"] = statistics.stdev(r[main] for r in replicates)
     return means
 
 
@@ -235,20 +241,20 @@ class BasicEvaluationSettings(RunnerSettings):
     Attributes:
         data_loader: Which split to evaluate on.
         num_samples: Use at most this many of its rows; `None` uses all.
+        metrics: What is measured beside loss and accuracy, as in training.
     """
 
     data_loader: Literal["val_dataloader", "train_dataloader"] = "val_dataloader"
     num_samples: int | None = Field(None, ge=1)
+    metrics: tuple[str, ...] = ()
 
 
-@register_runner(
-    "basic_evaluation", BasicEvaluationSettings, metrics=("loss", "accuracy", "accuracy_macro")
-)
+@register_runner("basic_evaluation", BasicEvaluationSettings)
 def basic_evaluation(candidate: CandidateNetwork, settings: BasicEvaluationSettings) -> Metrics:
     """Evaluates a trained checkpoint, without training.
 
     Returns:
-        loss, accuracy and accuracy_macro.
+        What `labkit.evaluate` returns.
 
     Raises:
         LabkitError: There is no checkpoint, or its widths are not the candidate's.
@@ -257,7 +263,8 @@ def basic_evaluation(candidate: CandidateNetwork, settings: BasicEvaluationSetti
         raise LabkitError("load_name: basic_evaluation needs the path of a trained checkpoint")
     load_weights(candidate.model, candidate.checkpoint)
     x, y = candidate.data.split("val" if settings.data_loader == "val_dataloader" else "train")
-    return evaluate(candidate.model, x[: settings.num_samples], y[: settings.num_samples])
+    x, y = x[: settings.num_samples], y[: settings.num_samples]
+    return evaluate(candidate.model, x, y, settings.metrics)
 
 
 class BasicComputationsSettings(RunnerSettings):

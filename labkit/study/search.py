@@ -38,6 +38,7 @@ from labkit.study.storage import as_url, named
 from labkit.study.store import Store
 from labkit.study.studies import kept_in
 from labkit.study.trainer import Trainer
+from labkit.training import MAIN_METRIC, main_of
 from labkit.training.settings import n_batches
 from labkit.transform import Plan
 
@@ -51,13 +52,10 @@ class Search:
         config: The path of a TOML file, or its tables. Without one, every group of channels has
             one choice, of `widths`, candidates are trained, FLOPs are counted, and the sampler is
             `known-cost`.
-        model: A network, in place of the one that the configuration names.
-        data: A data set, in place of the one that the configuration names.
+        model, data: A network and a data set, in place of those that the configuration names.
         widths: As `SearchConfig.replace` takes them.
         objectives: As there.
-        trials: In place of the configuration's `n_trials`.
-        epochs: In place of its `max_epochs`.
-        seed: In place of its `seed`.
+        trials, epochs, seed: In place of its `n_trials`, `max_epochs` and `seed`.
         folder: Where to leave the results, and to continue from; `None` leaves no files.
         storage: The URL of an Optuna storage, or the storage itself; by default the one that the
             folder was made with, `study.db` in the folder, or memory.
@@ -66,6 +64,8 @@ class Search:
             `concurrent.futures.Executor`, such as Dask's `client.get_executor()`.
         shared: Whether other searches may run on the same study at the same time, if they say so,
             too. It needs a storage on a server. No network is trained twice.
+        **settings: Other keys of the configuration, such as `learning_rate`, as
+            `SearchConfig.replace` takes them.
 
     Attributes:
         experiment: The network, the data and the space.
@@ -87,11 +87,12 @@ class Search:
         trials: int | None = None, epochs: int | None = None, seed: int | None = None,
         objectives: Mapping[str, str] | None = None, folder: str | Path | None = None,
         storage: str | BaseStorage | None = None, executor: AnyExecutor | None = None,
-        shared: bool = False,
+        shared: bool = False, **settings: Any,
     ):  # fmt: skip
         checked = _config(config, model, data).replace(
-            widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives
-        )
+            widths=widths, n_trials=trials, max_epochs=epochs, seed=seed, objectives=objectives,
+            **settings,
+        )  # fmt: skip
         self.folder = None if folder is None else as_path("folder", folder)
         if not isinstance(storage, str | BaseStorage | None):
             raise LabkitError(f"storage: expected a URL, got {shown(storage)}")
@@ -270,12 +271,12 @@ def _ahead(search: Search) -> Progress:
     """Returns what a run has ahead of it."""
     setup, training = search.config.search.strategy.setup, search.experiment.training
     known = search.store.known
-    accuracies = [one.record.metrics.get("accuracy", 0) for one in known.values()]
+    measured = [one.record.metrics for one in known.values()]
     return Progress(
         *_left(search), trained=len(known), jobs=setup.n_jobs, seeds=len(search.experiment.seeds),
         epochs=training.max_epochs if training else 1, steps=_n_steps(search),
         repeats=setup.sampler not in ("bruteforce", "known-cost"),
-        best=max(accuracies, default=0) or None,
+        best=max((one[m] for one in measured if (m := main_of(one)) in one), default=None),
     )  # fmt: skip
 
 
@@ -306,6 +307,7 @@ def search(
     executor: AnyExecutor | None = None,
     shared: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> Results:
     """Makes a `Search` and runs it; see there for the arguments.
 
@@ -316,11 +318,12 @@ def search(
     Example:
         >>> results = search(model=model, data=data, widths=[0.5, 1, 2, 4], trials=100, epochs=3)
         >>> results.front  # a table
-        >>> network = results.best("accuracy")
+        >>> network = results.best()
     """
     return Search(
         config, model=model, data=data, widths=widths, trials=trials, epochs=epochs, seed=seed,
         objectives=objectives, folder=folder, storage=storage, executor=executor, shared=shared,
+        **settings,
     ).run(progress=progress)  # fmt: skip
 
 
@@ -333,7 +336,7 @@ def _config(
     if config is None:
         if model is None or data is None:
             raise LabkitError("config: without one, a search needs model= and data=")
-        config = simple_tables([0.5, 1, 2])
+        config = simple_tables([0.5, 1, 2], MAIN_METRIC[getattr(data, "task", "classification")])
     if isinstance(config, Mapping):
         config = {
             **({"model": type(model).__name__} if model is not None else {}),

@@ -220,7 +220,8 @@ class Trainer:
         for outcome in self.again(missing):
             if outcome.failure is None:
                 seed = outcome.candidate.seed - self._experiment.config.seed
-                self._store.add_replicate(missing[outcome.candidate], seed, outcome.history[-1])
+                metrics = self._experiment.selected(outcome.history)
+                self._store.add_replicate(missing[outcome.candidate], seed, metrics)
             yield outcome
 
     def again(self, candidates: Mapping[Candidate, int]) -> Iterator[Outcome]:

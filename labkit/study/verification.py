@@ -26,7 +26,7 @@ from labkit.study.record import Candidate, Metrics, Outcome
 from labkit.study.results import Results
 from labkit.study.runs import here, read_runs
 from labkit.study.studies import open_study
-from labkit.training import evaluate
+from labkit.training import evaluate, main_of
 
 SEEDS = 5  # trainings that tell how far seeds alone move an accuracy
 FEWEST = 3  # replicates that tell it, too
@@ -58,7 +58,7 @@ def verify(
     """Trains a network of a search's Pareto front again; the folder is only read.
 
     On the machine that trained it, weights and metrics come out equal to the bit. Elsewhere, the
-    accuracy that was recorded has to be that of the weights, and, as the one that comes out, to lie
+    accuracy (or R²) that was recorded has to be that of the weights, and, as what comes out, to lie
     in the 95% prediction interval of trainings with several seeds: the replicates, or, where there
     are fewer than three, five trainings here.
 
@@ -85,7 +85,8 @@ def verify(
     if not trials:
         raise LabkitError(f"folder: {str(folder)!r} holds no network that a search trained")
     if number is None:
-        number = max(trials, key=lambda n: trials[n].record.history[-1]["accuracy"])
+        main = main_of(results.trials)
+        number = max(trials, key=lambda n: trials[n].record.replicates[0][main])
     kept = load_best(folder, number, model=experiment.model)
     if changed := _other_search(results, experiment):
         return Verification(False, f"trial {number} is not trained again. {changed}")
@@ -103,10 +104,8 @@ def verify(
         return Verification(True, f"trial {number} agrees: {what}")
 
     replicates = results.replicates(number)
-    agrees, accuracies = _by_accuracy(
-        experiment, kept, recorded, again, replicates, progress=progress
-    )
-    said = f"trial {number} {'agrees' if agrees else 'does not agree'}: {accuracies}. "
+    agrees, compared = _by_metric(experiment, kept, recorded, again, replicates, progress=progress)
+    said = f"trial {number} {'agrees' if agrees else 'does not agree'}: {compared}. "
     device = experiment.data.x_val.device
     return Verification(agrees, said + _differences(folder, trials[number].started, device))
 
@@ -130,31 +129,31 @@ def _train(task: Task, candidates: Sequence[Candidate], progress: bool) -> dict[
         return {o.candidate: o for o in executor.run(task, [candidates], on_epoch=advance)}
 
 
-def _by_accuracy(
+def _by_metric(
     experiment: Experiment, kept: nn.Module, recorded: Sequence[Metrics], again: Outcome,
     replicates: Sequence[Metrics], *, progress: bool,
 ) -> tuple[bool, str]:  # fmt: skip
-    """Returns whether accuracies agree, where not all bits do, and which there are."""
+    """Returns whether accuracies, or R², agree, where not all bits do, and which there are."""
     import scipy.stats
 
     x, y = experiment.data.split("val")
-    of_weights = evaluate(kept.to(x.device), x, y)["accuracy"]
-    then, now = recorded[-1]["accuracy"], again.history[-1]["accuracy"]
+    of_weights = (measured := evaluate(kept.to(x.device), x, y))[main := main_of(measured)]
+    then, now = experiment.selected(recorded)[main], experiment.selected(again.history)[main]
     whose = "replicates"
     if len(replicates) < FEWEST:
         plan, seed = again.candidate.plan, again.candidate.seed
         others = [Candidate(plan, seed + i) for i in range(1, SEEDS)]
         trained = [again, *_train(experiment.task, others, progress).values()]
-        replicates = [one.history[-1] for one in trained if one.failure is None]
+        replicates = [experiment.selected(o.history) for o in trained if o.failure is None]
         whose = "trainings here, with several seeds since it has too few replicates,"
-    values = [metrics["accuracy"] for metrics in replicates]
+    values = [metrics[main] for metrics in replicates]
     n, mean = len(values), statistics.fmean(values)
     deviation = statistics.stdev(values) if n > 1 else 0.0
     half = scipy.stats.t.ppf(0.975, n - 1) * deviation * math.sqrt(1 + 1 / n)
     half = max(1 / len(y), half)  # an accuracy is a number of rows: a difference of one is none
     as_trained = max(abs(then - mean), abs(now - mean)) <= half
     return as_trained and abs(of_weights - then) <= max(ROUNDING, 1 / len(y)), (
-        f"accuracy {then:.4f} was recorded, its weights have {of_weights:.4f}, and {now:.4f} came "
+        f"{main} {then:.4f} was recorded, its weights have {of_weights:.4f}, and {now:.4f} came "
         f"out; {n} {whose} have {mean:.4f} ± {deviation:.4f}"
     )
 

@@ -1,21 +1,33 @@
 """The training loop: plain PyTorch, from top to bottom, for one network or for a stack of them.
 
-The loop is written once. A network alone gives logits `[rows, classes]` and one loss; a stack, one
-module that is many networks, gives logits `[networks, classes, rows]` and a loss a network. In both
-the classes are axis 1, and the last axis of the labels is the rows: the lines are the same.
+The loop is written once. A network alone gives logits `[rows, outputs]` and one loss; a stack, one
+module that is many networks, gives logits `[networks, outputs, rows]` and a loss a network. In both
+the outputs are axis 1, and the last axis of classes' labels is the rows: the lines are the same.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
-from labkit.errors import DivergenceError, LabkitError, in_words, shown
+from labkit.errors import LabkitError, in_words, shown
 from labkit.runtime import kept_memory, seeded_training
-from labkit.training.metrics import Metrics, by_network, divergence, logits_of, scores, stops_early
+from labkit.training.losses import make_loss
+from labkit.training.metrics import (
+    Metrics,
+    by_network,
+    check_metrics,
+    divergence,
+    logits_of,
+    measured,
+    said_class,
+    scores,
+    selected,
+    stops_early,
+)
 from labkit.training.settings import (
     TrainSettings,
     epoch_order,
@@ -37,7 +49,7 @@ class Trained:
 
     model: nn.Module
     history: list[Metrics] = field(default_factory=list)
-    failure: DivergenceError | None = None
+    failure: LabkitError | None = None
 
     def goes_on(self, metrics: Metrics, settings: TrainSettings) -> bool:
         """Records an epoch, and returns whether another one follows."""
@@ -46,6 +58,22 @@ class Trained:
             return False
         self.history.append(metrics)
         return len(self.history) < settings.max_epochs and not stops_early(self.history, settings)
+
+    def counts(self, settings: TrainSettings) -> bool:
+        """Returns whether the latest epoch is the one that counts, so far."""
+        return self.failure is not None or selected(self.history, settings) is self.history[-1]
+
+    @torch.no_grad()
+    def measure(self, data: Dataset, settings: TrainSettings) -> None:
+        """Adds the metrics that are asked for, of the weights that it has, to the epoch's."""
+        if self.failure is None and settings.metrics:
+            logits = logits_of(self.model.eval(), data.x_val)[0].T
+            try:
+                selected(self.history, settings).update(
+                    measured(settings.metrics, logits, data.y_val)
+                )
+            except LabkitError as error:
+                self.failure = error
 
 
 class Learner:
@@ -71,16 +99,18 @@ class Learner:
         [only] = rows
         return x[only], y[only]
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the mean cross-entropy of a batch: a number, or `[networks]`."""
-        return F.cross_entropy(logits, labels)
-
     def logits(self, x: Tensor) -> Tensor:
-        """Returns the networks' logits `[networks, classes, rows]`, computed part by part."""
+        """Returns the networks' logits `[networks, outputs, rows]`, computed part by part."""
         return logits_of(self.network, x)
 
-    def release(self, index: int) -> None:
-        """Gives a network the weights that it has in the module."""
+    def keep(self, index: int) -> None:
+        """Keeps the weights that a network has in the module now."""
+        self._kept = copy.deepcopy(self.network.state_dict())
+
+    def release(self, index: int, *, now: bool) -> None:
+        """Gives a network the weights that it has in the module now, or those that were kept."""
+        if not now:
+            self.network.load_state_dict(self._kept)
 
 
 def fit(
@@ -97,6 +127,7 @@ def fit(
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
     with in_words(f"seed: expected a whole number below 2**64, got {shown(seeds)}"):
         generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
+    loss = make_loss(data, settings)
     optimizer = make_optimizer(network, settings)
     scheduler = make_scheduler(optimizer, len(x), settings)
     trained = [Trained(model) for model in learner.models]
@@ -111,26 +142,33 @@ def fit(
                     on_step()
                 inputs, labels = learner.batch(x, y, rows)
                 logits = network(inputs)
-                losses = learner.losses(logits, labels)
+                losses = loss(logits, labels)
                 optimizer.zero_grad()
                 losses.sum().backward()  # each network's loss reaches its own weights only
                 optimizer.step()
                 scheduler.step()
                 # Summed as tensors: reading a number here would wait for the device every step.
                 loss_sum += losses.detach() * rows.shape[1]
-                right += (logits.detach().max(dim=1).indices == labels).sum(dim=-1)
+                if data.classes:
+                    right += (said_class(logits.detach()) == labels).sum(dim=-1)
             n_rows = order.shape[1]
-            means = {"train_loss": loss_sum / n_rows, "train_accuracy": right / n_rows}
+            means = {"train_loss": loss_sum / n_rows}
+            means |= {"train_accuracy": right / n_rows} if data.classes else {}
             network.eval()
             with torch.no_grad():
-                latest = by_network(means | scores(learner.logits(data.x_val), data.y_val))
+                latest = by_network(means | scores(learner.logits(data.x_val), data.y_val, loss))
             ended = [i for i in running if not trained[i].goes_on(latest[i], settings)]
             well = {i: latest[i] for i in running if trained[i].failure is None}
             if on_epoch is not None and well:
                 on_epoch(well)
-            for i in ended:
-                learner.release(i)
-                running.remove(i)
+            for i in [*running]:
+                counts = trained[i].counts(settings)
+                if i in ended:
+                    learner.release(i, now=counts)
+                    trained[i].measure(data, settings)
+                    running.remove(i)
+                elif counts and settings.select == "best":
+                    learner.keep(i)
     return trained
 
 
@@ -156,8 +194,9 @@ def train(
         on_step: Called before every step; what it raises ends the training.
 
     Returns:
-        One dict an epoch: `train_loss` and `train_accuracy` (running means, in training mode), and
-        `loss`, `accuracy` and `accuracy_macro` on the validation split after the epoch.
+        One dict an epoch: `train_loss` and, of classes, `train_accuracy` (running means, in
+        training mode), and what `evaluate` returns on the validation split after the epoch. That
+        of the last epoch, or with `select="best"` of the best, has also `settings.metrics`.
 
     Raises:
         DivergenceError: The loss became NaN or infinite.
@@ -173,7 +212,7 @@ def train(
 
 
 def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = None) -> None:
-    """Checks that a network takes a data set's rows and returns a logit a class.
+    """Checks that a network takes a data set's rows and returns what its task asks for.
 
     Args:
         model: The network.
@@ -192,6 +231,8 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
         raise LabkitError(f"settings: expected TrainSettings, got {shown(settings)}")
     if settings is not None:
         n_steps(len(data.x_train[: settings.num_samples]), settings)
+        check_metrics(settings.metrics, data.task)
+        loss = make_loss(data, settings)
     was_training, row = model.training, data.x_val[:1]
     rows = f"the rows of {data.name}, of shape {tuple(row.shape[1:])}"
     try:
@@ -200,10 +241,14 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
             logits = model(row)
     finally:
         model.train(was_training)
-    expected = (1, len(data.classes))
+    expected = (1, data.n_outputs)
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != expected:
-        wanted = f"logits of shape {expected} for the {len(data.classes)} classes of {data.name}"
-        raise LabkitError(f"model: expected {wanted}, got {got}")
-    if settings is not None and not any(weight.requires_grad for weight in model.parameters()):
-        raise LabkitError("model: it has no weights that can be trained")
+        one = "; with one logit it is for task 'binary'" * (expected == (1, 2) and got == (1, 1))
+        of = f"{len(data.classes)} classes" if data.classes else f"{len(data.targets)} targets"
+        wanted = f"logits of shape {expected} for the {of} of {data.name}, task '{data.task}'"
+        raise LabkitError(f"model: expected {wanted}, got {got}{one}")
+    if settings is not None:
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise LabkitError("model: it has no weights that can be trained")
+        loss(logits, data.y_val[:1])  # one's own says here what it does not take

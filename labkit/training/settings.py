@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -28,7 +28,15 @@ class TrainSettings(Table):
         num_warmup_steps: Steps in which the learning rate rises linearly from 0.
         num_samples: Use at most this many training rows; `None` uses all.
         patience: End the training after this many epochs in which the validation loss did not fall
-            below its lowest; the weights stay those of the last epoch. `None` never ends it.
+            below its lowest. `None` never ends it.
+        select: Whose weights and metrics count: those of the `last` epoch, or of the `best`, which
+            has the lowest validation loss.
+        loss: PyTorch's by the name of its function, `cross_entropy`,
+            `binary_cross_entropy_with_logits`, `mse_loss` or `huber_loss`; one's own, by its name
+            or as `package.module:function`; by default that of the task.
+        class_weights: By which rows of a class count in the loss: one a class, or `balanced`, in
+            inverse proportion to their numbers.
+        metrics: What is measured beside the loop's own, by name or as `package.module:function`.
     """
 
     max_epochs: int = Field(10, ge=1)
@@ -40,6 +48,12 @@ class TrainSettings(Table):
     num_warmup_steps: int = Field(0, ge=0)
     num_samples: int | None = Field(None, ge=2)
     patience: int | None = Field(None, ge=1)
+    select: Literal["last", "best"] = "last"
+    loss: str | None = None
+    class_weights: (
+        Literal["balanced"] | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None
+    ) = None
+    metrics: tuple[str, ...] = ()
 
 
 def n_batches(rows: int, settings: TrainSettings) -> int:

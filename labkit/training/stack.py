@@ -20,7 +20,6 @@ from dataclasses import replace
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data.dataset import Dataset
@@ -147,10 +146,9 @@ class _Together(Learner):
         self.order_of = torch.tensor([distinct.index(seed) for seed in seeds], device=device)
 
     def batch(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.stack.spread(x[rows], self.order_of), y[rows][self.order_of]
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none").mean(dim=1)
+        labels = y[rows][self.order_of]
+        labels = labels.mT if labels.ndim == 3 else labels
+        return self.stack.spread(x[rows], self.order_of), labels
 
     def logits(self, x: Tensor) -> Tensor:
         parts = x.split(max(EVALUATION_ROWS // self.stack.size, LEAST_ROWS))
@@ -158,8 +156,12 @@ class _Together(Learner):
         logits = [self.network(self.stack.spread(part[None], same)) for part in parts]
         return torch.cat(logits, dim=2)
 
-    def release(self, index: int) -> None:
+    def keep(self, index: int) -> None:
         self.stack.unload(index)
+
+    def release(self, index: int, *, now: bool) -> None:
+        if now:
+            self.stack.unload(index)
 
 
 def stack_width(
@@ -177,7 +179,7 @@ def stack_width(
     cost = cost_of(channels, widest, batch_size=settings.batch_size)
     batch = data.x_train[: settings.batch_size]
     activations = batch.numel() + sum(layer.activations for layer in cost.layers)
-    logits = len(data.x_val) * len(data.classes)
+    logits = len(data.x_val) * data.n_outputs
     needed = (2 * activations + 4 * cost.parameters + 4 * logits) * batch.element_size()
     if batch.is_cuda:
         free, _ = torch.cuda.mem_get_info(batch.device)
@@ -206,7 +208,7 @@ def step_seconds(
         data, x_train=data.x_train[:rows], y_train=data.y_train[:rows],
         x_val=data.x_val[:2], y_val=data.y_val[:2],
     )  # fmt: skip
-    once = settings.model_copy(update={"max_epochs": 1, "num_samples": None})
+    once = settings.model_copy(update={"max_epochs": 1, "num_samples": None, "metrics": ()})
 
     def fastest(run: Callable[[Callable[[], None]], object]) -> float:
         starts: list[float] = []

@@ -59,7 +59,7 @@ def test_it_says_what_was_done_and_found(folder: Path, blobs: Dataset) -> None:
         assert said in text
     network = labkit.load_best(folder)
     accuracy = labkit.evaluate(network, *blobs.split("test"))["accuracy"]
-    assert f"an accuracy of **{accuracy:.4f}** on the 100 rows" in text
+    assert f"its accuracy is **{accuracy:.4f}** on the 100 rows" in text
     assert (folder / "report-front.png").read_bytes() == b"<svg/>"
 
 

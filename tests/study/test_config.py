@@ -136,7 +136,11 @@ TRAIN = "search.strategy.sw_runner.basic_train"
         ("sed", 1, "sed: unknown key; did you mean 'seed'?"),
         ("seed", "x", "seed: expected a valid integer.* got 'x'"),
         ("seed", -1, "seed: expected greater than or equal to 0, got -1"),
-        ("task", "regression", "task: expected 'cls' or 'classification', got 'regression'"),
+        (
+            "task",
+            "regresion",
+            "task: expected 'classification', 'binary' or 'regression', got 'reg",
+        ),
         ("accelerator", "tpu", "accelerator: expected 'auto', .* got 'tpu'"),
         ("load_type", "mz", "load_type: expected 'pt', .* got 'mz'"),
         (f"{SETUP}.sampler", "tpee", f"{SETUP}.sampler: expected 'random', .* got 'tpee'"),
@@ -202,7 +206,7 @@ def test_what_a_configuration_leaves_out_is_the_documented_default() -> None:
     top = {"label", "task", "max_epochs", "batch_size", "learning_rate", "accelerator", "project",
            "seed", "load_name", "load_type", "operators"}  # fmt: skip
     assert config.model_dump(include=top) == {
-        "label": "label", "task": "cls", "max_epochs": 10, "batch_size": 256,
+        "label": "label", "task": None, "max_epochs": 10, "batch_size": 256,
         "learning_rate": 1e-3, "accelerator": "auto", "project": "labkit", "seed": 0,
         "load_name": None, "load_type": "pt", "operators": (),
     }  # fmt: skip

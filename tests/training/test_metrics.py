@@ -11,6 +11,7 @@ from torch import nn
 
 from labkit.errors import DivergenceError
 from labkit.training import metrics as metrics_module
+from labkit.training.losses import loss_of
 from labkit.training.metrics import by_network, divergence, evaluate, scores, stops_early
 from labkit.training.settings import TrainSettings
 
@@ -35,7 +36,7 @@ def test_scores_are_each_networks_own() -> None:
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(3, 4, 60, generator=generator)
     y = torch.tensor([0] * 40 + [2] * 17 + [3] * 3)
-    by = by_network(scores(logits, y))
+    by = by_network(scores(logits, y, loss_of("classification")))
     assert len(by) == 3
     for network, got in zip(logits, by):
         predicted = network.T.argmax(1)

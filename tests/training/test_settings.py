@@ -152,5 +152,5 @@ def test_the_defaults() -> None:
     assert TrainSettings().model_dump() == {
         "max_epochs": 10, "batch_size": 256, "learning_rate": 1e-3, "optimizer": "adam",
         "weight_decay": 0, "lr_scheduler": "linear", "num_warmup_steps": 0, "num_samples": None,
-        "patience": None,
+        "patience": None, "select": "last", "loss": None, "class_weights": None, "metrics": (),
     }  # fmt: skip

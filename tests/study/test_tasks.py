@@ -1,0 +1,194 @@
+"""Searches of other tasks than classes, whole: from Python, a TOML and the command, and after."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tomli_w
+import torch
+from torch import Tensor, nn
+
+import labkit
+from labkit import Dataset, LabkitError, Metric, load_config
+from labkit.cli import main
+from labkit.show.search_panel import SearchPanel
+from labkit.study.config import simple_tables
+from labkit.training import LOSSES, METRICS
+
+MODULE = """
+from torch import nn
+
+def network():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+
+def worst(outputs, targets):
+    return (outputs - targets).abs().max()
+
+def far(outputs, targets):
+    return (outputs - targets).abs().pow(1.5).mean()
+"""
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 4))
+Y = 5e4 + 1e4 * (X[:, 0] ** 2 + X[:, 1])
+HOUSES = Dataset.from_arrays(X, Y, task="regression", name="houses")
+SPAM = Dataset.from_arrays(X, X[:, 0] + X[:, 1] > 0.5, task="binary", name="spam")
+
+
+@pytest.fixture(autouse=True)
+def own_names() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    losses, metrics = {**LOSSES}, {**METRICS}
+    yield
+    for registry, before in ((LOSSES, losses), (METRICS, metrics)):
+        for name in registry.keys() - before.keys():
+            del registry[name]
+
+
+@pytest.fixture
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration whose network, metric and loss are a module's, with a file of data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_task", raising=False)
+    (tmp_path / "own_task.py").write_text(MODULE)
+    frame = pd.DataFrame(X, columns=[*"abcd"]).assign(price=Y)
+    frame.to_csv(tmp_path / "houses.csv", index=False)
+    tables: dict[str, Any] = simple_tables([0.5, 1, 2], "r2")
+    tables |= {"model": "own_task:network", "dataset": "houses.csv", "label": "price"}
+    tables["task"] = "regression"
+    strategy = tables["search"]["strategy"]
+    strategy["sw_runner"]["basic_train"] = {
+        "max_epochs": 3, "loss": "own_task:far", "metrics": ["own_task:worst"], "select": "best",
+    }  # fmt: skip
+    strategy["metrics"]["worst"] = {"direction": "minimize"}
+    strategy["setup"]["n_trials"] = 3
+    path = tmp_path / "houses.toml"
+    path.write_text(tomli_w.dumps(tables))
+    return path
+
+
+def model(outputs: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, outputs))
+
+
+@pytest.mark.parametrize(("data", "main_metric"), [(HOUSES, "r2"), (SPAM, "accuracy")])
+def test_a_search_begins_with_the_metric_of_its_task(
+    data: Dataset, main_metric: str, tmp_path: Path
+) -> None:
+    search = labkit.Search(
+        model=model(), data=data, widths=[0.5, 1, 2], trials=3, epochs=3, folder=tmp_path / "out"
+    )
+    results = search.run(progress=False)
+    assert [*results.objectives] == [main_metric, "total_flops"]
+    assert search.progress is not None
+    assert f"best {main_metric} " in search.progress.said()
+    best = results.best_trial()
+    assert results.front[main_metric].idxmax() == best
+    of_weights = labkit.evaluate(results.best(), *data.split("val"))[main_metric]
+    assert results.front[main_metric].max() == pytest.approx(of_weights, abs=1e-6)
+    assert main_metric in (tmp_path / "out" / "best.md").read_text()
+
+    again = search.replicate(3, progress=False)
+    assert again.best_trials[main_metric].str.contains("±").all()
+    again.report(tmp_path / "report.md", data=data)
+    assert f"its {main_metric} is **" in (tmp_path / "report.md").read_text()
+    again.report(tmp_path / "report.md", data=data)  # what was measured once is read
+    assert labkit.verify(tmp_path / "out", model=model(), data=data, progress=False).agrees
+    loaded = labkit.load_best(tmp_path / "out", model=model()).state_dict()
+    assert torch.equal(loaded["0.weight"], again.best().state_dict()["0.weight"])
+
+
+def test_a_configuration_names_its_task_its_loss_and_its_metric(
+    toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(toml), "--out", "out"]) == 0
+    assert "worst" in capsys.readouterr().out
+    assert main(["verify", "out", "--trust"]) == 0
+    assert "equal to the bit" in capsys.readouterr().out
+    assert main(["replicate", "out", "--seeds", "2", "--trust"]) == 0
+    trials = pd.read_csv("out/trials.csv")
+    assert {"r2", "mse", "mae", "worst", "r2_std"} <= set(trials)
+    results = labkit.Results.from_study(labkit.study.studies.open_study("out"))
+    for trial in results.records:
+        if trial.record.history:
+            losses = [epoch["loss"] for epoch in trial.record.history]
+            assert trial.record.software_metrics["loss"] == min(losses)
+
+
+def test_the_panel_draws_the_metric_of_the_task(toml: Path) -> None:
+    panel = SearchPanel(toml, folder="runs")
+    panel.launch.click()
+    panel._threads[0].join(60)
+    panel._threads[1].join(60)
+    assert "best r2" in panel.progress.value
+    assert panel.curves.layout.yaxis.title.text == "validation R²"
+    assert len(panel.results.front) >= 1
+    panel.close()
+
+
+def worst(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs().max()
+
+
+def test_ones_own_functions_go_to_processes() -> None:
+    METRICS["worst"] = Metric("minimize", worst)
+    LOSSES["own"] = lambda outputs, targets: (outputs - targets).abs().mean()
+    config = {**simple_tables([0.5, 1], "r2"), "model": "m", "dataset": "houses"}
+    config["search"]["strategy"]["sw_runner"]["basic_train"] = {"loss": "own", "max_epochs": 1}
+    objectives = {"worst": "minimize", "total_flops": "minimize"}
+    given: Any = {"model": model(), "data": HOUSES, "trials": 2, "objectives": objectives}
+    here, there = (
+        labkit.search(config, executor=n, progress=False, **given).trials for n in (1, 2)
+    )
+    assert sorted(here["worst"]) == pytest.approx(sorted(there["worst"]), rel=1e-3)
+
+
+def test_another_metric_is_another_search(tmp_path: Path) -> None:
+    given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1], "folder": tmp_path}
+    given |= {"objectives": {"own": "minimize"}, "trials": 1, "epochs": 1}
+    METRICS["own"] = Metric("minimize", lambda outputs, targets: (outputs - targets).abs().max())
+    labkit.search(progress=False, **given)
+    METRICS["own"] = Metric("minimize", lambda outputs, targets: (outputs - targets).abs().mean())
+    with pytest.raises(LabkitError, match="own: .* by another definition of it, which changed"):
+        labkit.search(progress=False, **given)
+
+
+def test_a_metric_that_fails_fails_its_trial(caplog: pytest.LogCaptureFixture) -> None:
+    METRICS["own"] = Metric("minimize", lambda outputs, targets: 1 / 0)
+    results = labkit.search(
+        model=model(), data=HOUSES, widths=[0.5, 1], objectives={"own": "minimize"}, trials=2,
+        epochs=1, progress=False,
+    )  # fmt: skip
+    assert "metrics.own: ZeroDivisionError: division by zero" in caplog.text
+    assert (results.trials["state"] == "FAIL").all()
+
+
+def test_the_guides_examples_run() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(compile(block, "tasks.md", "exec"), names)
+    assert names["predicted"].shape == (40, 1)
+    assert "worst" in names["worst_cases"].front
+    assert len(names["focused"].trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "binary"}, "task: houses is for regression, got 'binary'"),
+        ({"objectives": {"f1": "maximize"}}, "metrics: 'f1' is none of regression; expected loss"),
+        ({"objectives": {"R2": "maximize"}}, "search.strategy.metrics.R2: no runner measures it"),
+        ({"loss": "cross_entropy"}, "loss: expected mse_loss or huber_loss, or your own, for task"),
+        ({"class_weights": "balanced"}, "class_weights: 'mse_loss' takes none; leave them out"),
+        ({"select": "first"}, "basic_train.select: expected 'last' or 'best', got 'first'"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(change: dict[str, Any], message: str) -> None:
+    tables = {**simple_tables([0.5, 1], "r2"), "model": "m", "dataset": "d"}
+    with pytest.raises(LabkitError, match=message):
+        labkit.Search(load_config(tables).replace(**change), model=model(), data=HOUSES)
