@@ -44,6 +44,7 @@ class OnEpoch(Protocol):
 
 
 POLL_SECONDS = 0.2
+MOST_TIMED = 64  # networks of a stack that is compared with training one by one
 
 
 @dataclass
@@ -194,7 +195,7 @@ class LocalExecutor(Executor):
             width = stack_width(task.channels, plans, task.data, task.settings)
         for start in range(0, len(built), width):
             part = built[start : start + width]
-            if len(part) > 1 and self._is_faster(task, [network for _, network in part]):
+            if len(part) > 1 and self._is_faster(task, [n for _, n in part[:MOST_TIMED]]):
                 yield from self._together(task, part, **options)
             else:
                 for candidate, network in part:

@@ -1,13 +1,6 @@
 """The training of many candidates at once: one padded network with a leading candidate axis.
 
-Candidates that differ only in widths are padded with zeros to the widest. Zero is a fixed point of
-training: a padded channel's weights, gradients and moments stay exactly zero, so each candidate
-follows the trajectory that it would have had alone.
-
-Tensors of the stacked network have one of two layouts. What is `[rows, channels]` in a candidate
-becomes `[candidates, channels, rows]`; what is `[rows, channels, …]` becomes
-`[rows, candidates · channels, …]`. In both, normalising or convolving a channel sees contiguous
-memory, which matters more to the speed than anything else.
+How it is padded and laid out stands in `labkit.operators.building`.
 """
 
 import contextlib

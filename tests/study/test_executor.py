@@ -68,6 +68,19 @@ def test_one_by_one_where_that_is_faster(
     assert caplog.text.count(said) == 1  # once a search
 
 
+def test_of_a_large_stack_only_the_first_networks_are_timed(
+    task: Task, stacks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+    monkeypatch.setattr(module, "MOST_TIMED", 3)
+    monkeypatch.setattr(
+        module, "step_seconds", lambda networks, *_: timed.append(len(networks)) or (1, 2)
+    )
+    check(task, list(LocalExecutor().run(task, [CANDIDATES])))
+    assert timed == [3]
+    assert stacks == [4]
+
+
 def test_what_was_slower_in_a_stack_is_measured_again(
     task: Task, stacks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
