@@ -1,6 +1,7 @@
 """How much of the exhaustive front a search finds for its training budget, by sampler.
 
-    python benchmarks/budgets.py
+    python benchmarks/budgets.py              # minutes
+    python benchmarks/budgets.py --earlier    # learning curves, inherited weights, refilled stacks
 
 Trains every network of three spaces once, in stacks, and keeps its accuracy after each epoch in
 `build/budgets-NAME.npz`: minutes, once. Searches are then simulated by looking up, in rounds of 16,
@@ -17,6 +18,7 @@ Prints the tables, and draws `benchmarks/budgets.png`.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import multiprocessing
@@ -195,18 +197,19 @@ def make_table(name: str) -> Table:
 
 
 def measure_clock() -> Clock:
-    """Returns how long stacks of the large space take here."""
-    model, space = make_space("four hidden layers")
+    """Returns how long stacks of the large space take here: the shortest of many epochs."""
+    model, space = make_space(HIDDEN)
     plans = random.Random(0).sample(list(space.networks), ROUND)
-    settings = JETS.model_copy(update={"max_epochs": 2})
-    seconds = {}
-    for width in (1, 2, 4, 8, ROUND):
+    settings = JETS.model_copy(update={"max_epochs": 4})
+    seconds: dict[int, float] = {}
+    for width in 7 * (1, 2, 4, 8, ROUND):
         ends: list[float] = []
         train_stack(
             model, plans[:: ROUND // width], load_data("jsc"), settings,
             on_epoch=lambda _, ends=ends: ends.append(time.perf_counter()),  # type: ignore[misc]
         )  # fmt: skip
-        seconds[width] = ends[1] - ends[0]  # the first epoch waits for what is loaded
+        epochs = [after - before for before, after in itertools.pairwise(ends)]
+        seconds[width] = min(*epochs, seconds.get(width, math.inf))
     print("seconds an epoch by width of a stack:", {w: round(s, 3) for w, s in seconds.items()})
     return Clock(seconds)
 
@@ -218,25 +221,35 @@ def one_by_one(n: int, clock: Clock) -> Iterator[Step]:
         yield Step((row + 1) * RUNGS[-1], elapsed, row, RUNGS[-1])
 
 
-def sampled(
-    table: Table, sampler: str, seed: int, clock: Clock, at_once: int = ROUND
-) -> Iterator[Step]:
-    """Asks a sampler, as `labkit.search` does."""
+def make_study(table: Table, sampler: str, seed: int) -> optuna.Study:
+    """Returns a study of accuracy and FLOPs that a sampler proposes networks for."""
 
     def known_values(plan: Plan) -> list[float]:
         return [math.nan, table.flops[table.index[plan]]]
 
-    study = optuna.create_study(
+    return optuna.create_study(
         directions=["maximize", "minimize"],
         sampler=KnownCostSampler(table.space, known_values, seed, lambda plan: False)
         if sampler == "known-cost"
         else make_sampler(sampler, seed),
     )
+
+
+def ask(study: optuna.Study, table: Table) -> tuple[optuna.Trial, int]:
+    """Returns a proposal, and the row of its network."""
+    trial = study.ask(table.space.distributions)
+    return trial, table.index[table.space.resolve(table.space.sampled_config(trial.params))]
+
+
+def sampled(
+    table: Table, sampler: str, seed: int, clock: Clock, at_once: int = ROUND
+) -> Iterator[Step]:
+    """Asks a sampler, as `labkit.search` does."""
+    study = make_study(table, sampler, seed)
     elapsed, known = 0.0, dict[int, None]()
     while len(known) < len(table.index) and len(study.trials) < TRIALS:
         n_known = len(known)
-        for trial in [study.ask(table.space.distributions) for _ in range(at_once)]:
-            row = table.index[table.space.resolve(table.space.sampled_config(trial.params))]
+        for trial, row in [ask(study, table) for _ in range(at_once)]:
             study.tell(trial, [table.accuracy[row, -1], table.flops[row]])
             known[row] = None
         elapsed += clock.of(len(known) - n_known, RUNGS[-1])
@@ -373,9 +386,17 @@ def show(found: pd.DataFrame) -> None:
 
 def main() -> None:
     """Trains what is not yet in `build/`, simulates and shows."""
+    parser = argparse.ArgumentParser(description="What a search finds for its budget.")
+    parser.add_argument("--earlier", action="store_true", help="whether earlier knowledge helps")
+    chosen = parser.parse_args()
     for name in BUDGETS:
         make_table(name)
     clock = measure_clock()
+    if chosen.earlier:
+        import earlier  # which imports this module
+
+        earlier.show(clock)
+        return
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         jobs = list(itertools.product(BUDGETS, range(SEEDS), [clock]))
         show(pd.concat(pool.starmap(simulate, jobs, chunksize=1)))
