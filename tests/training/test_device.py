@@ -69,7 +69,7 @@ def test_a_step_mixes_no_devices_and_waits_for_none(
         loop, "make_optimizer", lambda network, _: kinds[optimizer](network.parameters())
     )
     monkeypatch.setattr(loop, "by_network", numbers)
-    monkeypatch.setattr(loop, "scores", lambda logits, y: {})  # by class: once an epoch it waits
+    monkeypatch.setattr(loop, "scores", lambda *_: {})  # by class: once an epoch it waits
     data, model = suited(blobs, kind), kind()
     channels, data = find_channels(model, data.x_val[:1]), data.to("meta")
     seeds = 0 if alike else list(range(len(plans)))
