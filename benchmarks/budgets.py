@@ -42,7 +42,7 @@ from labkit.show.pictures import save_image
 from labkit.show.style import TEMPLATE
 from labkit.study import SearchSpaceBase, dominated_volume, get_space, load_config
 from labkit.study.known_cost import KnownCostSampler
-from labkit.study.store import make_sampler
+from labkit.study.proposals import make_sampler
 from labkit.training import TrainSettings, train_stack
 from labkit.transform import Plan, cost_of, get_model
 

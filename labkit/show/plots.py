@@ -16,6 +16,7 @@ from labkit.show.layers import layer_costs, network_drawing
 from labkit.show.pictures import save_image
 from labkit.show.style import conditions, finished, finite, metric_text, text, title
 from labkit.study.hypervolume import hypervolume_history
+from labkit.study.limits import limits_text
 from labkit.study.results import Results
 from labkit.table import shortened
 
@@ -36,7 +37,8 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
     The first maximised objective is on the vertical axis, the first minimised one, or else FLOPs,
     on the horizontal, in logarithmic scale. Each network is one point, by the trial that trained
     it; the network that the search set out from is ringed. Where networks were trained with several
-    seeds, a bar is one standard deviation to each side. Fronts of two objectives have a line.
+    seeds, a bar is one standard deviation to each side. Fronts of two objectives have a line, and a
+    limit has a dotted one.
 
     Args:
         results: Of a search.
@@ -73,6 +75,12 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
         name="original network", mode="markers", marker=ring, hoverinfo="skip",
         x=networks.loc[original, cost], y=networks.loc[original, quality],
     )  # fmt: skip
+    for metric, (sign, bound) in results.description.limits.items():
+        if metric in (quality, cost):
+            line = {"name": text(limits_text({metric: (sign, bound)})), "showlegend": True}
+            line |= {"line": {"color": style.BLACK, "dash": "dot", "width": 1}}
+            draw = figure.add_vline if metric == cost else figure.add_hline
+            draw(bound, **line)
     if published:
         cross = {"symbol": "x", "color": style.PURPLE, "size": 10}
         figure.add_scatter(

@@ -32,6 +32,7 @@ from labkit.study.runners import (
     RunnerSettings,
     get_runner,
 )
+from labkit.study.starting import start_tables
 from labkit.study.storage import as_url
 from labkit.training import TrainSettings
 from labkit.training.metrics import METRICS, find_metric
@@ -77,6 +78,9 @@ class SetupTable(Table):
         sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
         direction: Of that sum.
         n_jobs: Trials that a worker is given at once, at most: their networks train in one stack.
+        baseline: Whether to train the original network first, as one of the trials.
+        start_from: Networks to train next, as tables of layer → channels (16) or multiplier (0.5);
+            or the results folder of an earlier search: those of its front.
         workers: Processes of this machine that train. By default one, and as many as there are
             cores once training has taken a while, where networks train one by one.
         storage: The URL of the storage that keeps the study; by default `study.db` in the results
@@ -95,6 +99,10 @@ class SetupTable(Table):
         None
     )
     workers: int | None = Field(None, ge=1)
+    baseline: bool = True
+    start_from: Annotated[
+        str | tuple[dict[str, int | float], ...], BeforeValidator(start_tables)
+    ] = ()
 
     @model_validator(mode="after")
     def _sum_has_direction(self) -> Self:
@@ -111,7 +119,11 @@ class MetricTable(Table):
 
 
 class StrategyTable(Table):
-    """`[search.strategy]`. `eval_mode` is read and has no effect: runners set the mode."""
+    """`[search.strategy]`. `eval_mode` is read and has no effect: runners set the mode.
+
+    Attributes:
+        limits: Metric → what a network may have at most, or, where more is better, at least.
+    """
 
     name: Literal["optuna"] = "optuna"
     eval_mode: bool = False
@@ -119,6 +131,9 @@ class StrategyTable(Table):
     hw_runner: dict[str, dict[str, Any]] = Field(default_factory=dict)
     setup: SetupTable = SetupTable()
     metrics: dict[str, MetricTable] = Field(min_length=1)
+    limits: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
 
 
 class SearchTable(Table):
@@ -167,17 +182,17 @@ class SearchConfig(Reading):
     @model_validator(mode="after")
     def _objectives_are_measured(self) -> Self:
         provided = [m for runner, _ in self.all_runners.values() for m in runner.measures]
-        for metric in self.search.strategy.metrics:
-            if metric not in provided:
-                raise LabkitError(
-                    f"search.strategy.metrics.{metric}: no runner measures it; "
-                    f"{did_you_mean(metric, provided)}"
-                )
-            if metric.endswith("_std") and self.training and self.training.replicates < 2:
-                raise LabkitError(
-                    f"search.strategy.metrics.{metric}: it needs replicates = 2 or more, "
-                    f"got {self.training.replicates}"
-                )
+        strategy = self.search.strategy
+        for table, measured in (("metrics", strategy.metrics), ("limits", strategy.limits)):
+            for metric in measured:
+                where = f"search.strategy.{table}.{metric}"
+                if metric not in provided:
+                    known = did_you_mean(metric, provided)
+                    raise LabkitError(f"{where}: no runner measures it; {known}")
+                if metric.endswith("_std") and self.training and self.training.replicates < 2:
+                    raise LabkitError(
+                        f"{where}: it needs replicates = 2 or more, got {self.training.replicates}"
+                    )
         return self
 
     # Checked once: a search asks for them at every network.
@@ -242,6 +257,7 @@ class SearchConfig(Reading):
         self,
         *,
         objectives: Mapping[str, str] | None = None,
+        limits: Mapping[str, float] | None = None,
         widths: Widths | None = None,
         offered: Mapping[str, Sequence[float]] | None = None,
         **settings: Any,
@@ -250,6 +266,8 @@ class SearchConfig(Reading):
 
         Args:
             objectives: Metric → `"maximize"` or `"minimize"`. What measures them is added.
+            limits: Metric → what a network may have at most, or, where more is better, at least.
+                What measures them is added.
             widths: Replaces the space by one choice for each group of channels: a list of
                 multipliers for all, or layer, group or pattern → a list.
             offered: Layer → multipliers, in place of those in the space's tables.
@@ -270,6 +288,11 @@ class SearchConfig(Reading):
                 table[key] = value
         if objectives is not None:
             _set_objectives(strategy, objectives)
+        if limits is not None:
+            if not isinstance(limits, Mapping):
+                raise LabkitError(f"limits: expected metric → bound, got {shown(limits)}")
+            strategy["limits"] = {metric: _plain(bound) for metric, bound in limits.items()}
+            _add_runners(strategy, limits)
         if widths is not None:
             tables["search"]["search_space"] = _space_of(widths)
         for layer, multipliers in (offered or {}).items():
@@ -300,14 +323,19 @@ def _tables_with(key: str, tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _set_objectives(strategy: dict[str, Any], objectives: Mapping[str, str]) -> None:
-    """Gives a strategy's tables objectives, and runners for those that none measures yet."""
+    """Gives a strategy's tables objectives, and what measures them."""
     if not isinstance(objectives, Mapping):
         raise LabkitError(
             f"objectives: expected metric → 'maximize' or 'minimize', got {shown(objectives)}"
         )
     kept = strategy["metrics"]
     strategy["metrics"] = {m: {**kept.get(m, {}), "direction": objectives[m]} for m in objectives}
-    for metric in objectives:
+    _add_runners(strategy, objectives)
+
+
+def _add_runners(strategy: dict[str, Any], metrics: Iterable[str]) -> None:
+    """Gives a strategy's tables runners for the metrics that none measures yet."""
+    for metric in metrics:
         used = [*strategy["sw_runner"], *strategy.get("hw_runner", {})]
         if not any(metric in get_runner(name, name).measures for name in used):
             measures = (name for name, runner in RUNNERS.items() if metric in runner.measures)
@@ -335,7 +363,7 @@ def _space_of(widths: Widths) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Returns a number, such as one of NumPy's, as TOML can hold it."""
-    if isinstance(value, numbers.Real):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
 

@@ -24,16 +24,20 @@ from labkit.study.checkpoint import load_weights
 from labkit.study.config import SearchConfig, to_tables
 from labkit.study.dialects import fitted
 from labkit.study.executor import Task, device_of
+from labkit.study.limits import Limits, bounds_of
 from labkit.study.record import Failure, FailureKind, Metrics, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
 from labkit.study.space import get_space
+from labkit.study.starting import first_networks
 from labkit.study.studies import Description
 from labkit.training import check_fit, selected
 from labkit.transform import Plan, find_channels, get_model
 
 # What may change between two runs that continue the same study. Data and weights are known by what
 # they hold, wherever they are.
-BUDGET = ("n_trials", "timeout", "n_jobs", "sampler", "storage", "workers")
+BUDGET = (
+    "n_trials", "timeout", "n_jobs", "sampler", "storage", "workers", "baseline", "start_from",
+)  # fmt: skip
 PLACES = ("dataset", "load_name")
 
 
@@ -51,9 +55,14 @@ class Experiment:
         data: The data set, on the device that trains.
         space: The search space.
         training: How candidates are trained; `None` where the search does not train.
+        limits: What networks must keep.
+        n_networks: How many networks the space has within what is known of that, at most.
+        first: The networks that are trained before all others.
+        said: What is decided of limits and these, in words.
 
     Raises:
-        LabkitError: Something does not exist, or the network does not fit the data.
+        LabkitError: Something does not exist, the network does not fit the data, no network is
+            within the limits, or one that was asked for is not in the space.
     """
 
     def __init__(
@@ -80,6 +89,10 @@ class Experiment:
         table = self.config.search.search_space
         self.space = get_space(table.name)(channels, table.setup, table.seed)
         self.space.check_searchable()
+        self.limits = Limits(bounds_of(config.search.strategy), self.counted)
+        self.n_networks, said = self.limits.within(self.space)
+        self.first, left_out = first_networks(config.search.strategy.setup, self.space, self.limits)
+        self.said = [line for line in (said, *left_out) if line]
 
     @property
     def seeds(self) -> range:
@@ -112,7 +125,7 @@ class Experiment:
             "input_shape": list(self.data.x_val.shape[1:]),
             "original": {group.name: group.width for group in self.space.channels.free},
         }
-        return Description(self._identity(), objectives, directions, about)
+        return Description(self._identity(), objectives, directions, about, self.limits.bounds)
 
     def _identity(self) -> fingerprint.Identity:
         version = importlib.metadata.version("labkit")  # another one may train otherwise
@@ -136,17 +149,21 @@ class Experiment:
             {name: fingerprint.definition(one) for name, one in definitions.items()},
         )
 
-    def known_values(self, plan: Plan) -> list[float]:
-        """Returns the values of the objectives that widths alone decide; NaN for the others."""
-        strategy, settings = self.config.search.strategy, self.config.computations
-        if strategy.setup.sum_scaled_metrics:
-            return [math.nan]
+    def counted(self, plan: Plan) -> Metrics:
+        """Returns the metrics that widths alone decide: nothing is built."""
         if "basic_computations" not in self.config.software:
-            return [math.nan] * len(strategy.metrics)
+            return {}
         network = CandidateNetwork(
             plan, self.space.channels, self.model, self.data, batch_size=self.config.batch_size
         )
-        counted = basic_computations(network, settings)
+        return basic_computations(network, self.config.computations)
+
+    def known_values(self, plan: Plan) -> list[float]:
+        """Returns the values of the objectives that widths alone decide; NaN for the others."""
+        strategy = self.config.search.strategy
+        if strategy.setup.sum_scaled_metrics:
+            return [math.nan]
+        counted = self.counted(plan)
         return [m.scale * counted.get(name, math.nan) for name, m in strategy.metrics.items()]
 
     def selected(self, history: Sequence[Metrics]) -> Metrics:
@@ -155,11 +172,16 @@ class Experiment:
         return selected(history, self.training)
 
     def values(self, record: Record) -> list[float] | None:
-        """Returns the values of a trial's objectives; `None` where it failed."""
+        """Returns the values of a trial's objectives; `None` where it failed, or did not train."""
         scaled = list(record.scaled_metrics.values())
-        if record.failure is not None:
+        if not scaled:
             return None
         return [sum(scaled)] if self.config.search.strategy.setup.sum_scaled_metrics else scaled
+
+    def untrained(self, plan: Plan) -> Record:
+        """Returns what is to be recorded of a network that is not trained for a limit."""
+        known = {"software_metrics": self.counted(plan), "constraints": self.limits.known(plan)}
+        return Record(widths=plan.to_dict(), **known)
 
     def measure(self, plan: Plan, outcomes: Sequence[Outcome]) -> Record:
         """Runs all runners on a network.
@@ -184,7 +206,8 @@ class Experiment:
             software = measure(network, self.config.software)
             hardware = measure(network, self.config.hardware)
             measured = software | hardware
-            if missing := [name for name in objectives if name not in measured]:
+            wanted = (*objectives, *self.limits.bounds)
+            if missing := [name for name in wanted if name not in measured]:
                 raise LabkitError(f"{missing[0]}: no runner returned this metric")
             measured_record = record.model_copy(
                 update={
@@ -194,6 +217,7 @@ class Experiment:
                     "scaled_metrics": {n: m.scale * measured[n] for n, m in objectives.items()},
                     "history": outcomes[0].history if outcomes else [],
                     "replicates": [self.selected(outcome.history) for outcome in outcomes],
+                    "constraints": self.limits.excess(measured),
                 }
             )
             for value in self.values(measured_record) or ():

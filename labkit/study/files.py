@@ -108,7 +108,7 @@ def write_results(results: Results, folder: Path) -> None:
 def _entry(trial: Trial) -> dict[str, Any]:
     record = trial.record.model_dump(mode="json")
     return {
-        "state": "FAIL" if trial.values is None else "COMPLETE",
+        "state": trial.state,
         "values": trial.values,
         "params": trial.params,
         "started": trial.started,

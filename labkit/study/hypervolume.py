@@ -56,7 +56,7 @@ def hypervolume_history(
     Returns:
         One row a finished trial, in the order in which they ended: search, trial (from 1), seconds
         (that the search took so far, by the clock), and hypervolume, 0 to 1. A trial with a value
-        that is not finite adds nothing.
+        that is not finite, or beyond a limit, adds nothing.
 
     Raises:
         LabkitError: The searches have different objectives.
@@ -72,6 +72,9 @@ def hypervolume_history(
     losses = {
         name: signs * rows[list(objectives)].to_numpy(float) for name, rows in finished.items()
     }
+    for name, one in results.items():
+        broken = [trial.number for trial in one.records if not trial.record.feasible]
+        losses[name][finished[name].index.isin(broken)] = np.nan
     everything = np.concatenate(list(losses.values()))
     everything = everything[np.isfinite(everything).all(axis=1)]
     if not len(everything):

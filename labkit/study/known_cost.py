@@ -31,7 +31,7 @@ from labkit.transform import Plan
 
 DESIGN = 16  # trials that only spread over costs and widths
 # Networks that are compared: all of a space; or some of it, and others near those of the front.
-LISTED, DRAWN, NEIGHBOURS = 2_500, 1_000, 64
+LISTED, DRAWN, REDRAWN, NEIGHBOURS = 2_500, 1_000, 20, 64
 ROWS, FITTED_ROWS = 1_024, 256  # networks that predict others, and that say how
 
 Floats = npt.NDArray[np.float64]
@@ -62,18 +62,20 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
         known: What is known of a network.
         seed: Of what is drawn.
         elsewhere: Whether somebody else trains a network.
+        within: Whether a network may be proposed.
     """
 
     def __init__(
-        self, space: SearchSpaceBase, known: Known, seed: int, elsewhere: Callable[[Plan], bool]
-    ):
+        self, space: SearchSpaceBase, known: Known, seed: int, elsewhere: Callable[[Plan], bool],
+        within: Callable[[Plan], bool] = lambda _: True,
+    ):  # fmt: skip
         super().__init__(seed)
         self.seed = seed
-        self._space, self._known, self._elsewhere = space, known, elsewhere
-        self._network = functools.lru_cache(20_000)(self._describe)
+        self._space, self._known = space, known
+        self._elsewhere, self._within = elsewhere, within
+        self._network = functools.lru_cache(MAX_ENUMERATED)(self._describe)
         self._lasts = {key: len(space.choices[key]) - 1 for key in space.distributions}
-        few = space.n_configurations <= MAX_ENUMERATED
-        self._is_listed = few and len(space.networks) <= LISTED
+        self._is_listed = space.enumerable and len(space.networks) <= LISTED
         self._kernel: tuple[int, Any] = 0, None  # of how many networks, and what they say
 
     def infer_relative_search_space(
@@ -92,8 +94,9 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
                 front.add(network, one.values or ())
         pool = [*self._pool, *self._near(front.members, rng)]
         candidates = [one for one in pool if one.plan not in tried]
-        if not candidates:
-            return {key: int(rng.integers(last + 1)) for key, last in self._lasts.items()}
+        if len(candidates) < 2:
+            drawn = {key: int(rng.integers(last + 1)) for key, last in self._lasts.items()}
+            return candidates[0].configuration if candidates else drawn
         networks = [*(network for network, _ in done), *running, *candidates]
         n, new = len(done), len(done) + len(running)
         x = np.array([one.widths for one in networks])[:, self._vary]
@@ -155,18 +158,26 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
         if self._is_listed:
             return self._networks(self._space.networks.values())
         rng = np.random.default_rng(self.seed)
-        # All of one's options about as far along their lists, so that sizes of all kinds are there.
-        places = rng.normal(rng.uniform(size=(DRAWN, 1)), 0.15, (DRAWN, len(self._lasts)))
-        return self._networks(
-            {
-                key: round(min(max(p, 0), 1) * last)
-                for p, (key, last) in zip(row, self._lasts.items())
-            }
-            for row in places.tolist()
-        )
+        pool: list[_Network] = []
+        for _ in range(REDRAWN):
+            # All of one's options about as far along their lists, so that sizes of all kinds are
+            # there.
+            places = rng.normal(rng.uniform(size=(DRAWN, 1)), 0.15, (DRAWN, len(self._lasts)))
+            pool += self._networks(
+                {
+                    key: round(min(max(p, 0), 1) * last)
+                    for p, (key, last) in zip(row, self._lasts.items())
+                }
+                for row in places.tolist()
+            )
+            if len(pool) >= DRAWN // 4:  # unless limits are narrow
+                break
+        return list({one.plan: one for one in pool}.values())
 
     @functools.cached_property
     def _vary(self) -> npt.NDArray[np.bool]:
+        if len(self._pool) < 2:
+            return np.ones(len(self._space.channels.free), bool)
         return np.ptp([one.widths for one in self._pool], axis=0) > 0
 
     def _near(self, networks: Sequence[_Network], rng: np.random.Generator) -> list[_Network]:
@@ -181,7 +192,8 @@ class KnownCostSampler(optuna.samplers.RandomSampler):
 
     def _networks(self, configurations: Iterable[dict[str, int]]) -> list[_Network]:
         networks = [self._network(tuple(one.items())) for one in configurations]
-        return list({one.plan: one for one in networks if one is not None}.values())
+        within = (one for one in networks if one is not None and self._within(one.plan))
+        return list({one.plan: one for one in within}.values())
 
     def _describe(self, indices: tuple[tuple[str, int], ...]) -> _Network | None:
         """Returns the network of a configuration; `None` where it, or what is known, fails."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import random
 import re
 import tomllib
 import typing
@@ -24,17 +23,16 @@ from labkit.study.experiment import Experiment
 from labkit.study.files import write
 from labkit.study.known_cost import KnownCostSampler
 from labkit.study.progress import clock
+from labkit.study.proposals import make_sampler
 from labkit.study.record import Candidate, Sampler
 from labkit.study.runners import RUNNERS
-from labkit.study.space import MAX_ENUMERATED, SPACES, SearchSpaceBase, count
-from labkit.study.store import make_sampler
+from labkit.study.space import SPACES, count
 from labkit.training import step_seconds
 from labkit.training.settings import n_steps
 from labkit.transform import Plan, cost_of
 from labkit.transform.models import MODELS
 
 FIRST = Path(__file__).with_name("first.toml")
-DRAWN = 1000  # configurations of a space that is too large to go through
 
 
 def known_names() -> dict[str, dict[str, str]]:
@@ -80,13 +78,15 @@ def outlook(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield "network", f"{config.model}: {widths}"
     yield "data", f"{data}"
     yield "space", f"{config.search.search_space.name}: {size}"
-    plans = sorted(_plans(space), key=lambda plan: plan.widths)
+    plans = sorted(space.sample, key=lambda plan: plan.widths)
     options = config.computations.cost_options(config.batch_size)
     costs = [cost_of(space.channels, plan, **options) for plan in [None, *plans]]
-    drawn = "" if space.n_configurations <= MAX_ENUMERATED else f", of {DRAWN:,} drawn"
+    drawn = "" if space.enumerable else f", of {len(plans):,} drawn"
     for name in ("total_flops", "total_bitops", "parameters"):
         own, *others = (getattr(cost, name) for cost in costs)
         yield name, f"{min(others):,} to {max(others):,}{drawn}; {own:,} as it is"
+    for said in experiment.said:
+        yield "limits", said
     ways = (f"{way.direction} {name}" for name, way in config.search.strategy.metrics.items())
     yield "objectives", ", ".join(ways)
     yield "search", f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}"
@@ -97,15 +97,6 @@ def outlook(experiment: Experiment) -> Iterator[tuple[str, str]]:
     epochs = f"{training.max_epochs} epochs on {data.x_train.device}"
     yield "training", f"at most {n:,} networks{seeds} × {epochs}"
     yield "time", _time(experiment, plans, n * len(experiment.seeds))
-
-
-def _plans(space: SearchSpaceBase) -> list[Plan]:
-    """Returns all networks of a space, or those of some configurations that are drawn."""
-    if space.n_configurations <= MAX_ENUMERATED:
-        return list(space.networks)
-    draw = random.Random(0).randrange
-    drawn = ({key: draw(len(o)) for key, o in space.choices.items()} for _ in range(DRAWN))
-    return list({space.resolve(space.sampled_config(indices)) for indices in drawn})
 
 
 def _time(experiment: Experiment, plans: Sequence[Plan], n: int) -> str:

@@ -20,9 +20,11 @@ Metrics = dict[str, float]
 _Numbers = Annotated[Metrics, PlainValidator(dict), PlainSerializer(dict)]
 Direction = Literal["maximize", "minimize"]
 Sampler = Literal["random", "tpe", "gp", "known-cost", "nsgaii", "nsgaiii", "qmc", "bruteforce"]
+# Metric → whether it may be at most (`≤`) or must be at least (`≥`) a bound, and the bound.
+Bounds = Mapping[str, Sequence[Any]]
 # What a table of trials has of each beside its metrics, which need other names.
 COLUMNS = (
-    "number", "state", "source", "trained_in", "seconds", "elapsed", "network", "failure",
+    "number", "state", "source", "trained_in", "seconds", "elapsed", "network", "failure", "breaks",
 )  # fmt: skip
 
 
@@ -113,6 +115,8 @@ class Record(BaseModel):
         history: Metrics after each epoch, by the first seed; only where it was trained.
         replicates: The last epoch's metrics by each seed.
         failure: Why there are no metrics.
+        constraints: Metric with a limit → by which share of it the network is beyond it, where it
+            is known; a limit is kept where this is not positive.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -127,6 +131,17 @@ class Record(BaseModel):
     history: list[_Numbers] = []
     replicates: list[_Numbers] = []
     failure: Failure | None = None
+    constraints: _Numbers = {}
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the network keeps all limits, as far as they are known."""
+        return all(value <= 0 for value in self.constraints.values())
+
+    @property
+    def counts(self) -> bool:
+        """Whether it trained a network that keeps all limits."""
+        return self.source == Source.TRAINED and self.feasible
 
     @property
     def plan(self) -> Plan:
@@ -138,9 +153,9 @@ class Record(BaseModel):
         """What all runners measured."""
         return self.software_metrics | self.hardware_metrics
 
-    def looked_up(self, pass_config: dict[str, Any]) -> Record:
+    def looked_up(self) -> Record:
         """Returns the record of a later trial that proposes the same network."""
-        update: dict[str, Any] = {"pass_config": pass_config, "history": []}
+        update: dict[str, Any] = {"history": []}
         if self.failure is None:
             update["source"] = Source.LOOKED_UP
         else:
@@ -156,7 +171,7 @@ class Trial:
     Attributes:
         number: Its place in the study, from 0.
         params: Its parameters, as people read them.
-        values: Of the objectives; `None` where it failed.
+        values: Of the objectives; `None` where it failed, or was not trained for a limit.
         record: Everything else.
         started, ended: By the clock of the machine that asked.
     """
@@ -167,3 +182,10 @@ class Trial:
     record: Record
     started: datetime
     ended: datetime
+
+    @property
+    def state(self) -> str:
+        """As Optuna calls it; what was not trained for a limit is `PRUNED`."""
+        if self.values is not None:
+            return "COMPLETE"
+        return "FAIL" if self.record.failure is not None else "PRUNED"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from labkit.data import Dataset
 from labkit.errors import LabkitError, did_you_mean, shown
 from labkit.study import front_tables
 from labkit.study.front import Front
+from labkit.study.limits import limits_text
 from labkit.study.record import COLUMNS, Metrics, Source, Trial
 from labkit.study.runners import summary
 from labkit.study.storage import faults_of
@@ -82,11 +84,12 @@ class Results:
         The columns are state, source (`trained` or `looked up`), trained_in (the trial that trained
         this network), seconds (from its start to its end; the trials of a round overlap), elapsed
         (seconds by the clock until it ended in which the search ran), network (the plan in words),
-        failure, and one a metric.
+        failure, breaks (the limits that it breaks, where the search has any), and one a metric.
         """
         elapsed = _elapsed(self.records)
         rows = [self._row(trial) | {"elapsed": elapsed[trial.number]} for trial in self.records]
-        names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row), *self.objectives])
+        columns = [c for c in COLUMNS if self.description.limits or c != "breaks"]
+        names = dict.fromkeys([*columns, *(key for row in rows for key in row), *self.objectives])
         table = Table(rows).reindex(columns=list(names))
         return table.set_index("number").astype({"trained_in": "Int64"})
 
@@ -94,12 +97,14 @@ class Results:
         record, replicates = trial.record, self.replicates(trial.number)
         return {
             "number": trial.number,
-            "state": "FAIL" if trial.values is None else "COMPLETE",
+            "state": trial.state,
             "source": record.source and record.source.value,
             "trained_in": record.trained_in,
             "seconds": (trial.ended - trial.started).total_seconds(),
             "network": str(record.plan) if record.widths else None,
             "failure": record.failure and record.failure.message,
+            "breaks": ", ".join(m for m, excess in record.constraints.items() if excess > 0)
+            or None,
             **record.software_metrics,
             **(summary(replicates) if replicates else {}),
             **record.hardware_metrics,
@@ -107,15 +112,15 @@ class Results:
 
     @property
     def networks(self) -> pd.DataFrame:
-        """The trials that trained a network: one row a network."""
-        return self.trials[self.trials["source"] == Source.TRAINED.value]
+        """The trials that trained a network which keeps all limits: one row a network."""
+        return self.trials.loc[[trial.record.counts for trial in self.records]]
 
     @functools.cached_property
     def front_trials(self) -> list[Trial]:
         """The trials that no other dominates, each network once, by number."""
         front: Front[Trial] = Front(self.description.directions.values())
         for trial in self.records:
-            if trial.values is not None and trial.record.source == Source.TRAINED:
+            if trial.values is not None and trial.record.counts:
                 front.add(trial, trial.values)
         return sorted(front.members, key=lambda trial: trial.number)
 
@@ -167,7 +172,11 @@ class Results:
         """
         front = self.front
         if front.empty:
-            raise LabkitError("results: no trial has finished")
+            limits = limits_text(self.description.limits)
+            which = (
+                f"network that was trained is within {limits}" if limits else "trial has finished"
+            )
+            raise LabkitError(f"results: no {which}")
         metric = main_of(self.trials) if metric is None else metric
         if metric not in front.select_dtypes("number"):
             known = list(dict.fromkeys([*self.objectives, *self.records[-1].record.metrics]))
@@ -211,12 +220,19 @@ class Results:
 
     def counts(self) -> str:
         """Returns how many trials there were, and what became of them, in words."""
-        sources = [trial.record.source for trial in self.records]
-        n_failed = sum(trial.values is None for trial in self.records)
-        return (
-            f"{len(sources)} trials: {sources.count(Source.TRAINED)} networks trained, "
-            f"{sources.count(Source.LOOKED_UP)} looked up, {n_failed} failed"
+        sources = Counter(trial.record.source for trial in self.records)
+        states = Counter(trial.state for trial in self.records)
+        text = (
+            f"{len(self.records)} trials: {sources[Source.TRAINED]} networks trained, "
+            f"{sources[Source.LOOKED_UP]} looked up, {states['FAIL']} failed"
         )
+        if not self.description.limits:
+            return text
+        if states["PRUNED"]:
+            text += f", {states['PRUNED']} not trained for a limit"
+        left_out = sources[Source.TRAINED] - sum(trial.record.counts for trial in self.records)
+        which = f"{left_out} left out as not" if left_out else "all"
+        return f"{text}; {which} within {limits_text(self.description.limits)}"
 
     def _repr_html_(self) -> str:
         return f"<p>{self.counts()}</p>{html_table(self.front_table(), ROWS)}"

@@ -33,7 +33,8 @@ from labkit.study.record import Candidate, Metrics
 from labkit.study.results import Results
 from labkit.study.runs import add_run
 from labkit.study.session import bar, session
-from labkit.study.space import SearchSpaceBase, count
+from labkit.study.space import SearchSpaceBase
+from labkit.study.starting import with_networks
 from labkit.study.storage import as_url, named
 from labkit.study.store import Store
 from labkit.study.studies import kept_in
@@ -64,8 +65,8 @@ class Search:
             `concurrent.futures.Executor`, such as Dask's `client.get_executor()`.
         shared: Whether other searches may run on the same study at the same time, if they say so,
             too. It needs a storage on a server. No network is trained twice.
-        **settings: Other keys of the configuration, such as `learning_rate`, as
-            `SearchConfig.replace` takes them.
+        **settings: Other keys of the configuration, such as `limits`, `baseline`, `start_from` or
+            `learning_rate`, as `SearchConfig.replace` takes them.
 
     Attributes:
         experiment: The network, the data and the space.
@@ -102,11 +103,10 @@ class Search:
         if isinstance(kept, str):  # the folder remembers it
             kept = as_url(kept)
             checked = checked.replace(storage=kept)
-        self.experiment = Experiment(checked, model, data)
+        self.experiment = Experiment(with_networks(checked), model, data)
         setup = checked.search.strategy.setup
         self._stopping = threading.Event()
         self.progress: Progress | None = None
-        self._n_networks = count(self.space).networks
         self._show: Callable[[], None] = lambda: None
         shape = self.experiment.data.x_val.shape[1:]
         self._networks = FrontNetworks(
@@ -117,7 +117,7 @@ class Search:
         self.store = Store(
             kept, checked.project, self.experiment.description(), self.space,
             sampler=setup.sampler, known=self.experiment.known_values, seed=checked.seed,
-            shared=shared,
+            limits=self.experiment.limits, first=self.experiment.first, shared=shared,
         )  # fmt: skip
         if self.folder is not None and not self.store.trials and has_results(self.folder):
             raise LabkitError(
@@ -218,6 +218,8 @@ class Search:
         with self.store.driven(self.folder), session(self.stop, told=progress):
             with self.store.turn():
                 self._networks.drop_others(trial.number for trial in self.store.front)
+            for line in self.experiment.said:
+                log.info("%s", line)
             if self.folder is not None:
                 write_config(self.config, self.folder)
                 add_run(self.folder, self.config, self.experiment.data)
@@ -225,7 +227,7 @@ class Search:
                     remove_unfinished(self.folder)
             try:
                 if not self.store.shared:  # others may have them
-                    self._restore_networks()
+                    _restore_networks(self)
                 self.progress = ahead()
                 unseen = contextlib.nullcontext(lambda: None)
                 with bar(self.progress) if progress else unseen as self._show:
@@ -236,19 +238,6 @@ class Search:
                 self._stopping.clear()
                 if self.folder is not None and self.store.trials:
                     write_results(self.results(), self.folder)
-
-    def _restore_networks(self) -> None:
-        """Trains the networks of the front again whose weights are not in the folder."""
-        missing = {
-            Candidate(trial.record.plan, self.config.seed): trial
-            for trial in self._networks.missing(self.store.front)
-        }
-        if missing:
-            log.warning("%d of the front are not in best/, and trained again", len(missing))
-        for outcome in self._trainer.again({one: t.number for one, t in missing.items()}):
-            if outcome.failure is None:
-                trial = missing[outcome.candidate]
-                self._networks.keep(trial.number, trial.record, outcome)
 
     def _check_stop(self) -> None:
         if self._stopping.is_set():
@@ -286,10 +275,24 @@ def _n_steps(search: Search) -> int:
     return n_batches(len(x[: training.num_samples]), training) if training else 1
 
 
+def _restore_networks(search: Search) -> None:
+    """Trains the networks of the front again whose weights are not in the folder."""
+    missing = {
+        Candidate(trial.record.plan, search.config.seed): trial
+        for trial in search._networks.missing(search.store.front)
+    }
+    if missing:
+        log.warning("%d of the front are not in best/, and trained again", len(missing))
+    for outcome in search._trainer.again({one: t.number for one, t in missing.items()}):
+        if outcome.failure is None:
+            trial = missing[outcome.candidate]
+            search._networks.keep(trial.number, trial.record, outcome)
+
+
 def _left(search: Search) -> tuple[int, int]:
     """Returns how many trials are left, and how many networks the space has left for them."""
     n_trials, store = search.config.search.strategy.setup.n_trials, search.store
-    return max(n_trials - len(store.trials), 0), search._n_networks - len(store.known)
+    return max(n_trials - len(store.trials), 0), search.experiment.n_networks - len(store.known)
 
 
 def search(

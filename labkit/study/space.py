@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +23,8 @@ from labkit.transform.plan import Plan
 
 SPACES: dict[str, type[SearchSpaceBase]] = {}
 MAX_ENUMERATED = 20_000  # configurations; a few seconds
+DRAWN = 1_000  # networks of a space that is too large to look at all
+UNCHANGED = {"by": "name", "default": {"config": {"name": "NA"}}}  # asks for nothing
 
 
 def register_space(name: str) -> Callable[[type[SearchSpaceBase]], type[SearchSpaceBase]]:
@@ -93,6 +97,11 @@ class SearchSpaceBase(ABC):
     def resolve(self, pass_config: Mapping[str, Any]) -> Plan:
         """Returns the plan of a pass configuration of this space."""
 
+    @property
+    def original(self) -> Plan:
+        """The network before the transform."""
+        return Plan(tuple((group.name, group.width) for group in self.channels.free))
+
     @functools.cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """For Optuna: an index for each key with more than one option.
@@ -107,7 +116,7 @@ class SearchSpaceBase(ABC):
 
     def sampled_config(self, indices: Mapping[str, int]) -> dict[str, Any]:
         """Returns the nested pass configuration for an index a key; a missing one is 0."""
-        nested: dict[str, Any] = {"by": "name", "default": {"config": {"name": "NA"}}}
+        nested: dict[str, Any] = copy.deepcopy(UNCHANGED)
         for key, options in self.choices.items():
             layer, table, option = key.split("/")
             request = nested.setdefault(layer, {}).setdefault(table, {})
@@ -138,6 +147,11 @@ class SearchSpaceBase(ABC):
         """How many configurations the space has."""
         return math.prod(len(options) for options in self.choices.values())
 
+    @property
+    def enumerable(self) -> bool:
+        """Whether it has at most `MAX_ENUMERATED` configurations."""
+        return self.n_configurations <= MAX_ENUMERATED
+
     @functools.cached_property
     def networks(self) -> dict[Plan, dict[str, int]]:
         """Every different network, with the indices of its first configuration.
@@ -145,7 +159,7 @@ class SearchSpaceBase(ABC):
         Raises:
             LabkitError: The space has more than `MAX_ENUMERATED` configurations.
         """
-        if self.n_configurations > MAX_ENUMERATED:
+        if not self.enumerable:
             raise LabkitError(
                 f"search.search_space: {self.n_configurations:,} configurations are too many to "
                 f"enumerate; expected at most {MAX_ENUMERATED:,}"
@@ -157,14 +171,62 @@ class SearchSpaceBase(ABC):
             found.setdefault(self.resolve(self.sampled_config(chosen)), chosen)
         return found
 
+    def draw(self, rng: random.Random) -> dict[str, int]:
+        """Returns indices drawn at random."""
+        return {key: rng.randrange(len(self.choices[key])) for key in self.distributions}
+
+    @functools.cached_property
+    def sample(self) -> list[Plan]:
+        """All networks; of a space that is too large, the smallest and some drawn at random."""
+        if self.enumerable:
+            return list(self.networks)
+        rng = random.Random(0)
+        smallest, _ = self.nearest(Plan(tuple((group.name, 1) for group in self.channels.free)))
+        drawn = (self.resolve(self.sampled_config(self.draw(rng))) for _ in range(DRAWN))
+        return list(dict.fromkeys([smallest, *drawn]))
+
+    @functools.cached_property
+    def by_layer(self) -> list[list[str]]:
+        """The keys of `choices`, those of a layer together."""
+        keys = itertools.groupby(sorted(self.choices), lambda key: key.split("/")[0])
+        return [list(of_one) for _, of_one in keys]
+
+    def nearest(self, plan: Plan) -> tuple[Plan, dict[str, int]]:
+        """Returns the network of the space whose widths differ least from a plan's, by ratios.
+
+        In a space that is too large to look at all, one that changing any one layer takes away
+        from it.
+
+        Returns:
+            Its plan, and the indices of its configuration.
+        """
+        widths = plan.to_dict()
+
+        def apart(other: Plan) -> float:
+            return sum(abs(math.log(width / widths[name])) for name, width in other.widths)
+
+        if self.enumerable:
+            found = plan if plan in self.networks else min(self.networks, key=apart)
+            return found, self.networks[found]
+        indices = {key: _unchanged(self.choices[key]) for key in self.distributions}
+        found, moved = self.resolve(self.sampled_config(indices)), True
+        while moved and found != plan:
+            moved = False
+            for keys in self.by_layer:
+                for options in itertools.product(*(range(len(self.choices[key])) for key in keys)):
+                    other = indices | {k: i for k, i in zip(keys, options) if k in indices}
+                    network = self.resolve(self.sampled_config(other))
+                    if apart(network) < apart(found):
+                        found, indices, moved = network, other, True
+        return found, indices
+
     def check_searchable(self) -> None:
         """Checks that there is something to search.
 
         Raises:
             LabkitError: There is the original network only; the message says why.
         """
-        original = Plan(tuple((group.name, group.width) for group in self.channels.free))
-        if self.n_configurations > MAX_ENUMERATED or self.networks.keys() - {original}:
+        if not self.enumerable or self.networks.keys() - {self.original}:
             return
         if not self.channels.free:
             reasons = dict.fromkeys(f"'{g.name}' because {g.fixed}" for g in self.channels.groups)
@@ -194,6 +256,11 @@ class Count(NamedTuple):
         return f"{self.configurations:,} configurations, {bound}{self.networks:,} networks"
 
 
+def _unchanged(options: list[Any]) -> int:
+    """Returns the index of the option that leaves a layer as it is, or of the first."""
+    return next((options.index(option) for option in (1, "NA", None) if option in options), 0)
+
+
 def _label(option: object) -> str:
     return str(option) if isinstance(option, str | None) else f"×{option}"
 
@@ -209,16 +276,13 @@ def count(space: SearchSpaceBase) -> Count:
     configurations = space.n_configurations
     if space.distinct:
         return Count(configurations, configurations, True)
-    if configurations <= MAX_ENUMERATED:
+    if space.enumerable:
         return Count(configurations, len(space.networks), True)
     widths = {group.name: {group.width} for group in space.channels.free}
-    by_layer: dict[str, list[str]] = {}
-    for key in space.choices:
-        by_layer.setdefault(key.split("/")[0], []).append(key)
-    for layer, keys in by_layer.items():
+    for keys in space.by_layer:
         for indices in itertools.product(*(range(len(space.choices[key])) for key in keys)):
             whole = space.sampled_config(dict(zip(keys, indices)))
-            alone = {key: whole[key] for key in ("by", "default", layer)}
+            alone = {key: whole[key] for key in ("by", "default", keys[0].split("/")[0])}
             for name, width in space.resolve(alone).widths:
                 widths[name].add(width)
     bound = math.prod(len(options) for options in widths.values())

@@ -1,33 +1,26 @@
 """The store: a study that a search continues.
 
-A sampler proposes from a study in memory. A trial that has ended is added to the storage whole, in
-one transaction: it is either recorded, with its values, or not there at all, and a kill leaves none
-that runs or waits. The storage's parameters are in words; those in memory are indices into the
-space's ordered lists, which TPE and QMC make use of.
+A trial that has ended is added to the storage whole, in one transaction: it is either recorded,
+with its values, or not there at all, and a kill leaves none that runs or waits.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
-import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from labkit.errors import LabkitError
-from labkit.runtime import quiet_optuna
 from labkit.study.claims import Claims, locked
 from labkit.study.front import Front
-from labkit.study.known_cost import Known, KnownCostSampler
+from labkit.study.known_cost import Known
+from labkit.study.limits import Limits
+from labkit.study.proposals import Asked, Proposals
 from labkit.study.record import FailureKind, Metrics, Record, Source, Trial
 from labkit.study.space import SearchSpaceBase
 from labkit.study.storage import DATABASE, database_file, named
@@ -42,36 +35,6 @@ from labkit.study.studies import (
 from labkit.transform import Plan
 
 
-def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Returns one of Optuna's samplers by the name that a configuration gives it."""
-    samplers = optuna.samplers
-    kinds: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
-        "tpe": functools.partial(samplers.TPESampler, constant_liar=True),
-        "gp": samplers.GPSampler,
-        "nsgaii": samplers.NSGAIISampler,
-        "nsgaiii": samplers.NSGAIIISampler,
-        "qmc": functools.partial(samplers.QMCSampler, scramble=True),
-    }
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        # Brute force does without one; see Store.ask.
-        return kinds.get(name, samplers.RandomSampler)(seed=seed)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A proposal: an index for each choice of the space.
-
-    Attributes:
-        indices: Key → index of its option.
-        started: When it was asked for.
-        trial: Of the study in memory; `None` where no sampler proposed it.
-    """
-
-    indices: dict[str, int]
-    started: datetime
-    trial: optuna.Trial | None = None
-
-
 class Store:
     """A study that a search continues.
 
@@ -82,6 +45,8 @@ class Store:
         space: Which parameters a trial has.
         sampler: The name of what proposes.
         known: What the sampler `known-cost` takes as known.
+        limits: What breaks one that is known beforehand is not proposed, as far as can be.
+        first: Networks that are proposed before all others.
         seed: Its seed. A sampler that continues is seeded anew, so that it does not draw again what
             it drew first.
         shared: Whether other searches may add to the study at the same time, if they say so, too.
@@ -101,7 +66,8 @@ class Store:
 
     def __init__(
         self, storage: str | Path | BaseStorage | None, name: str, description: Description,
-        space: SearchSpaceBase, *, sampler: str, known: Known, seed: int, shared: bool = False,
+        space: SearchSpaceBase, *, sampler: str, known: Known, limits: Limits, seed: int,
+        first: Sequence[Plan] = (), shared: bool = False,
     ):  # fmt: skip
         if shared and (storage is None or database_file(storage) is not None):
             raise LabkitError(
@@ -109,8 +75,10 @@ class Store:
                 f"postgresql://user@host/name or grpc://host:port, got {named(storage)!r}"
             )
         self.description, self.space, self.shared = description, space, shared
-        self._every = space.networks if sampler == "bruteforce" else None
-        self._storage, self._sampler, self._seed = storage, sampler, seed
+        self._first, self._every = first, None
+        if sampler == "bruteforce":
+            self._every = {p: one for p, one in space.networks.items() if limits.admits(p)}
+        self._storage = storage
         self._claims: Claims | None = None  # while it is driven, where other machines may be
         self.study = open_or_create(storage, name, description)
         self.trials: list[Trial] = []
@@ -118,9 +86,10 @@ class Store:
         self.known: dict[Plan, Trial] = {}
         self.added_replicates: dict[int, list[Metrics | None]] = {}
         self._front: Front[Trial] = Front(description.directions.values())
-        is_own = sampler == "known-cost"
-        own = KnownCostSampler(space, known, seed, self._is_elsewhere) if is_own else None
-        self._memory = self._remember(own or make_sampler(sampler, seed))
+        self._proposals = Proposals(
+            space, list(description.directions.values()), sampler, seed, known=known,
+            limits=limits, elsewhere=self._is_elsewhere,
+        )  # fmt: skip
         self.refresh()
 
     @property
@@ -145,8 +114,7 @@ class Store:
                 stack.enter_context(claims.driving())
                 self._claims = claims
                 stack.callback(setattr, self, "_claims", None)
-            if self._memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                self._memory = self._remember(self._memory.sampler)  # a run was stopped
+            self._proposals.restart(self.trials)  # a run was stopped
             self.refresh()
             if self.shared:
                 self._reseed()
@@ -162,16 +130,12 @@ class Store:
             return
         for trial in others:
             self._add(trial)
-        self._memory.add_trials([self._in_memory(trial) for trial in others])
+        self._proposals.add(others)
         self._reseed()
 
     def _reseed(self) -> None:
         driver = 0 if self._claims is None else 7919 * self._claims.driver  # each draws its own
-        if isinstance(self._memory.sampler, KnownCostSampler):  # anew for each trial
-            self._memory.sampler.seed = self._seed + driver
-        else:
-            seed = (self._seed + len(self.trials) + driver) % 2**32
-            self._memory.sampler = make_sampler(self._sampler, seed)
+        self._proposals.reseed(len(self.trials), driver)
 
     @property
     def n_elsewhere(self) -> int:
@@ -179,7 +143,7 @@ class Store:
         return 0 if self._claims is None else len(self._claims.elsewhere)
 
     def ask(self, n: int, running: Container[Plan] = ()) -> list[Asked]:
-        """Returns n proposals of the sampler; fewer where brute force has no more networks.
+        """Returns n proposals; fewer where brute force has no more networks.
 
         Args:
             n: How many.
@@ -188,15 +152,24 @@ class Store:
         """
         if self.shared:
             self.refresh()
+        first = [plan for plan in self._first if self._is_new(plan, running)][:n]
+        asked = [self._proposals.ask_for(plan) for plan in first]
+        n -= len(first)
         if self._every is None:
-            trials = [self._memory.ask(self.space.distributions) for _ in range(n)]
-            return [Asked(trial.params, datetime.now(), trial) for trial in trials]
+            return asked + [self._proposals.ask() for _ in range(n)]
         untried = (
-            indices
+            Asked(indices, self.space.sampled_config(indices), plan, once=True)
             for plan, indices in self._every.items()
-            if not (plan in self.tried or plan in running or self._is_elsewhere(plan))
+            if plan not in first and self._is_new(plan, running)
         )
-        return [Asked(indices, datetime.now()) for indices in itertools.islice(untried, n)]
+        return asked + list(itertools.islice(untried, n))
+
+    def _is_new(self, plan: Plan, running: Container[Plan]) -> bool:
+        return not (plan in self.tried or plan in running or self._is_elsewhere(plan))
+
+    def drop(self, asked: Asked) -> None:
+        """Forgets a proposal."""
+        self._proposals.tell(asked, None)
 
     def tell(self, asked: Asked, record: Record, values: Sequence[float] | None) -> Trial:
         """Records a trial whole: in the storage, for the sampler, and for look-ups.
@@ -204,7 +177,7 @@ class Store:
         Args:
             asked: The proposal.
             record: All that is to be kept of it.
-            values: Of the objectives; `None` where it failed.
+            values: Of the objectives; `None` where it failed, or was not trained.
         """
         trial = Trial(
             number=len(self.trials),
@@ -219,9 +192,7 @@ class Store:
         self.study.add_trial(
             frozen_trial(trial, trial.params, self.space.label_distributions, keep_record=True)
         )
-        if asked.trial is not None:
-            state = TrialState.FAIL if values is None else TrialState.COMPLETE
-            self._memory.tell(asked.trial, values, state)
+        self._proposals.tell(asked, trial)
         self._add(trial)
         if self._claims is not None:
             self._claims.release(_key(record.plan))
@@ -273,24 +244,12 @@ class Store:
         diverged = failure is not None and failure.kind == FailureKind.DIVERGED
         if diverged or trial.record.source == Source.TRAINED:
             self.known.setdefault(trial.record.plan, trial)
-        if trial.values is not None and trial.record.source == Source.TRAINED:
+        if trial.values is not None and trial.record.counts:
             self._front.add(trial, trial.values)
 
     def _is_elsewhere(self, plan: Plan) -> bool:
         elsewhere = () if self._claims is None else self._claims.elsewhere
         return bool(elsewhere) and _key(plan) in elsewhere
-
-    def _remember(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-        """Returns a study in memory that has all trials."""
-        with quiet_optuna():
-            directions = list(self.description.directions.values())
-            memory = optuna.create_study(directions=directions, sampler=sampler)
-        memory.add_trials([self._in_memory(trial) for trial in self.trials])
-        return memory
-
-    def _in_memory(self, trial: Trial) -> FrozenTrial:
-        indices = self.space.indices(trial.params)
-        return frozen_trial(trial, indices, self.space.distributions, keep_record=False)
 
 
 def _key(plan: Plan) -> str:

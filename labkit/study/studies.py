@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from labkit.errors import LabkitError, in_words
 from labkit.runtime import quiet_optuna
 from labkit.study.config import DEFAULT_PROJECT, SetupTable, read_toml
 from labkit.study.fingerprint import Identity, difference
-from labkit.study.record import Direction, Metrics, Record, Trial
+from labkit.study.record import Bounds, Direction, Metrics, Record, Trial
 from labkit.study.storage import DATABASE, named, open_storage
 
 ATTRIBUTE = "labkit"  # of a study: what it is; of a trial: its record
+CONSTRAINTS = "constraints"  # of a trial: Optuna's, as all its versions and its dashboard read them
 REPLICATES = "labkit:replicates:"  # of a study: those added to a trial later
 
 
@@ -44,12 +45,14 @@ class Description:
             their sum.
         about: What every figure must say: model, dataset, seed, convention; and `original`, the
             widths of the network before the search, and `input_shape`.
+        limits: Metric → `≤` or `≥`, and the bound.
     """
 
     identity: Identity
     objectives: Mapping[str, Direction]
     directions: Mapping[str, Direction]
     about: Mapping[str, Any]
+    limits: Bounds = field(default_factory=dict)
 
 
 def kept_in(folder: Path) -> tuple[str | Path, str | None]:
@@ -188,12 +191,14 @@ def frozen_trial(
 ) -> FrozenTrial:
     """Returns a trial as Optuna has it."""
     record = trial.record.model_dump(mode="json", exclude_defaults=True) if keep_record else None
+    constraints = list(trial.record.constraints.values())
     frozen = optuna.trial.create_trial(
-        state=TrialState.FAIL if trial.values is None else TrialState.COMPLETE,
+        state=TrialState[trial.state],
         values=trial.values,
         params=dict(params),
         distributions={key: distributions[key] for key in params},
         user_attrs={} if record is None else {ATTRIBUTE: record},
+        system_attrs={CONSTRAINTS: constraints} if constraints else {},
     )
     frozen.datetime_start, frozen.datetime_complete = trial.started, trial.ended
     return frozen

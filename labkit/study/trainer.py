@@ -8,15 +8,13 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from labkit.errors import LabkitError
 from labkit.study.executor import POLL_SECONDS, Executor, OnEpoch
 from labkit.study.experiment import Experiment
 from labkit.study.networks import FrontNetworks
-from labkit.study.record import Candidate, Failure, FailureKind, Outcome, Record, Source, Trial
-from labkit.study.space import MAX_ENUMERATED
-from labkit.study.store import Asked, Store
+from labkit.study.proposals import Asked
+from labkit.study.record import Candidate, Outcome, Record, Source, Trial
+from labkit.study.store import Store
 from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
@@ -51,7 +49,7 @@ class Trainer:
         self._on_epoch, self._on_step, self._on_trial = on_epoch, on_step, on_trial
         self._setup = experiment.config.search.strategy.setup
         # Proposals that wait for a network, and those of the networks that another driver trains.
-        self._waiting: dict[Plan, list[tuple[Asked, dict[str, Any]]]] = defaultdict(list)
+        self._waiting: dict[Plan, list[Asked]] = defaultdict(list)
         self._elsewhere: list[Plan] = []
         self._ready: dict[Plan, list[Outcome]] = {}  # trained along with others
 
@@ -109,22 +107,23 @@ class Trainer:
             self._store.refresh()
         plans, self._elsewhere = self._elsewhere, []
         for proposal in asked:
-            pass_config = self._experiment.space.sampled_config(proposal.indices)
-            try:
-                plan = self._experiment.space.resolve(pass_config)
-            except LabkitError as error:
-                failure = Failure.of(FailureKind.CONFIGURATION, error)
-                self._tell(proposal, Record(pass_config=pass_config, failure=failure))
-                continue
-            if plan not in self._waiting:
-                plans.append(plan)
-            self._waiting[plan].append((proposal, pass_config))
+            plan = proposal.plan
+            if plan is None:
+                self._tell(proposal, Record(failure=proposal.failure))
+            elif not self._experiment.limits.admits(plan):
+                self._tell(proposal, self._experiment.untrained(plan))
+            else:
+                if plan not in self._waiting:
+                    plans.append(plan)
+                self._waiting[plan].append(proposal)
         share = []
         for plan in plans:
             if plan in self._store.known:
-                for proposal, pass_config in self._waiting.pop(plan):
-                    if proposal.trial is not None:  # brute force has no use for a second one
-                        self._tell(proposal, self._store.known[plan].record.looked_up(pass_config))
+                for proposal in self._waiting.pop(plan):
+                    if proposal.once:
+                        self._store.drop(proposal)
+                    else:
+                        self._tell(proposal, self._store.known[plan].record.looked_up())
             elif plan in self._ready:
                 self._finish(plan, self._ready.pop(plan))
             elif self._store.claim(plan):
@@ -141,10 +140,11 @@ class Trainer:
         """
         space = self._experiment.space
         alone = self._executor.workers > 1 or not self._executor.stacks or self._store.shared
-        if self._experiment.training is None or alone or space.n_configurations > MAX_ENUMERATED:
+        if self._experiment.training is None or alone or not space.enumerable:
             return []
         known = self._store.known.keys() | self._ready.keys() | self._waiting.keys()
-        rest = [plan for plan in space.networks if plan not in known]
+        admits = self._experiment.limits.admits
+        rest = [plan for plan in space.networks if plan not in known and admits(plan)]
         room = min(self._setup.n_jobs - len(share), self._unasked)
         return rest if len(rest) <= room else []
 
@@ -172,11 +172,10 @@ class Trainer:
     def _finish(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
         """Measures a network that was trained, and records all trials that waited for it."""
         record = self._experiment.measure(plan, outcomes)
-        (proposal, pass_config), *twins = self._waiting.pop(plan)
-        own = record.model_copy(update={"pass_config": pass_config})
-        told = self._tell(proposal, own, outcomes)
-        for proposal, pass_config in twins:
-            self._tell(proposal, told.record.looked_up(pass_config))
+        first, *twins = self._waiting.pop(plan)
+        told = self._tell(first, record, outcomes)
+        for twin in twins:
+            self._tell(twin, told.record.looked_up())
 
     def _tell(self, proposal: Asked, record: Record, outcomes: Sequence[Outcome] = ()) -> Trial:
         """Records a trial; the network of one that belongs on the front is kept before."""
@@ -184,12 +183,14 @@ class Trainer:
             if record.source == Source.TRAINED and record.plan in self._store.known:
                 # Another driver trained it, too: it took this one for lost.
                 known = self._store.known[record.plan].record
-                record, outcomes = known.looked_up(record.pass_config), ()
+                record, outcomes = known.looked_up(), ()
+            record = record.model_copy(update={"pass_config": proposal.pass_config})
             values = self._experiment.values(record)
             number = len(self._store.trials)
-            if record.widths and record.trained_in is None:
+            if (record.source or record.failure) and record.widths and record.trained_in is None:
                 record = record.model_copy(update={"trained_in": number})
-            joins = bool(outcomes) and values is not None and self._store.is_on_front(values)
+            joins = bool(outcomes) and values is not None and record.feasible
+            joins = joins and self._store.is_on_front(values or ())
             if joins:
                 self._networks.keep(number, record, outcomes[0])
             trial = self._store.tell(proposal, record, values)

@@ -19,8 +19,8 @@ import labkit
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.serving import _note, _study_note
+from labkit.study.proposals import Asked
 from labkit.study.record import Failure, FailureKind, Record, Source, Trial
-from labkit.study.store import Asked
 from labkit.study.studies import Description
 
 
@@ -91,7 +91,7 @@ def test_a_note_is_shown_and_not_stored_and_ones_own_stays(
     trial = optuna.Trial(study.study, study.study.trials[1]._trial_id)
     optuna_dashboard.save_note(trial, "my own")
     failure = Failure(kind=FailureKind.RUNNER, message="energy: <b>no</b>")
-    study.store.tell(Asked({}, datetime.now()), Record(failure=failure), None)
+    study.store.tell(Asked({}, {}), Record(failure=failure), None)
     before = (tmp_path / "study.db").read_bytes()
     dashboard = labkit.dashboard(tmp_path)
     widths, own, failed = notes(dashboard.link)

@@ -212,7 +212,8 @@ def test_what_a_configuration_leaves_out_is_the_documented_default() -> None:
     }  # fmt: skip
     assert config.search.strategy.setup.model_dump() == {
         "n_trials": 100, "timeout": None, "sampler": "tpe", "sum_scaled_metrics": False,
-        "direction": None, "n_jobs": 16, "workers": None, "storage": None,
+        "direction": None, "n_jobs": 16, "workers": None, "storage": None, "baseline": True,
+        "start_from": (),
     }  # fmt: skip
     assert not config.search.strategy.eval_mode
     assert config.search.strategy.metrics["accuracy"].scale == 1

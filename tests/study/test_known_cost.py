@@ -16,9 +16,11 @@ from torch import nn
 from labkit.errors import LabkitError
 from labkit.study import dominated_volume, get_space, known_cost, load_config
 from labkit.study.known_cost import KnownCostSampler, expected_improvement, spread
+from labkit.study.limits import Limits
+from labkit.study.proposals import make_sampler
 from labkit.study.record import Record, Source
 from labkit.study.spaces import ChannelMultiplierSpace
-from labkit.study.store import Store, make_sampler
+from labkit.study.store import Store
 from labkit.transform import Plan, get_model
 from tests.study.conftest import description
 
@@ -236,8 +238,9 @@ def test_a_study_goes_on_as_if_it_had_not_been_interrupted(
         plans = []
         for n in steps:
             store = Store(
-                file, "s", description(), space, sampler="known-cost", known=known, seed=3
-            )
+                file, "s", description(), space, sampler="known-cost", known=known, seed=3,
+                limits=Limits({}, lambda plan: {}),
+            )  # fmt: skip
             for _ in range(n // 4):
                 for asked in store.ask(4):
                     plan = space.resolve(space.sampled_config(asked.indices))

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from labkit.errors import LabkitError
+from labkit.study.limits import Limits
+from labkit.study.proposals import make_sampler
 from labkit.study.record import Failure, FailureKind, Record, Source
 from labkit.study.results import Results
 from labkit.study.spaces import ChannelMultiplierSpace
-from labkit.study.store import Store, make_sampler
+from labkit.study.store import Store
 from labkit.study.studies import open_study, read_trials
 from labkit.transform import get_model
 from tests.study.conftest import description
@@ -29,7 +31,11 @@ def space() -> ChannelMultiplierSpace:
 
 def make(storage: Path | str | None, space: ChannelMultiplierSpace, **options: Any) -> Store:
     given: dict[str, Any] = {"name": "s", "description": description(), "sampler": "random"}
-    given |= {"seed": 0, "known": lambda plan: [math.nan, 1.0]}
+    given |= {
+        "seed": 0,
+        "known": lambda plan: [math.nan, 1.0],
+        "limits": Limits({}, lambda plan: {}),
+    }
     return Store(storage, space=space, **(given | options))
 
 
@@ -40,7 +46,7 @@ def run(store: Store, n: int) -> None:
         pass_config = store.space.sampled_config(asked.indices)
         plan = store.space.resolve(pass_config)
         if plan in store.known:
-            record = store.known[plan].record.looked_up(pass_config)
+            record = store.known[plan].record.looked_up()
         else:
             widths = plan.to_dict()
             metrics = {
@@ -132,7 +138,7 @@ def test_failures_are_kept_with_their_kind(space: ChannelMultiplierSpace, tmp_pa
     # A network whose training diverged is known; one whose runner failed may be tried again.
     assert [trial.number for trial in again.known.values()] == [0]
     (diverged,) = again.known.values()
-    twin = diverged.record.looked_up({})
+    twin = diverged.record.looked_up()
     assert twin.failure is not None
     assert twin.failure.message == "because, as in trial 0"
     assert again.front == []
@@ -149,7 +155,7 @@ def test_a_sampler_that_continues_knows_the_earlier_trials(
             seen.append(len(study.get_trials(states=(TrialState.COMPLETE,))))
             return super().infer_relative_search_space(study, trial)
 
-    monkeypatch.setattr("labkit.study.store.make_sampler", lambda *_: Spy())
+    monkeypatch.setattr("labkit.study.proposals.make_sampler", lambda *_: Spy())
     make(tmp_path / "study.db", space).ask(1)
     assert seen == [12]
 
@@ -276,7 +282,7 @@ def test_a_sampler_that_continues_is_seeded_anew(
         seeds.append(seed)
         return optuna.samplers.RandomSampler(seed=seed)
 
-    monkeypatch.setattr("labkit.study.store.make_sampler", spy)
+    monkeypatch.setattr("labkit.study.proposals.make_sampler", spy)
     run(make(tmp_path / "study.db", space, seed=seed), 3)
     continued = make(tmp_path / "study.db", space, seed=seed)
     assert seeds[0] == seed
@@ -308,7 +314,7 @@ def test_the_front_and_the_sampler_learn_of_trained_networks(
         replicates=[metrics],
     )  # fmt: skip
     first = store.tell(store.ask(1)[0], record, [0.5, 9.0])
-    store.tell(store.ask(1)[0], record.looked_up({"by": "name"}), [0.5, 9.0])
+    store.tell(store.ask(1)[0], record.looked_up(), [0.5, 9.0])
     failure = Failure(kind=FailureKind.DIVERGED, message="why")
     store.tell(store.ask(1)[0], Record(widths={"seq_blocks_2": 4}, failure=failure), None)
     assert store.front == [first]
@@ -316,7 +322,7 @@ def test_the_front_and_the_sampler_learn_of_trained_networks(
     assert len(store.known) == 2
     assert not store.is_on_front([0.5, 9.5])
     assert store.is_on_front([0.5, 8.5])
-    inner = store._memory.get_trials()
+    inner = store._proposals._study.get_trials()
     assert [trial.values for trial in inner] == [[0.5, 9.0], [0.5, 9.0], None]
     assert [trial.state for trial in inner] == 2 * [TrialState.COMPLETE] + [TrialState.FAIL]
     assert [trial.number for trial in store.trials] == [0, 1, 2]
@@ -344,10 +350,8 @@ def test_what_is_looked_up_says_where_it_comes_from() -> None:
         software_metrics={"accuracy": 0.5, "loss": 1}, hardware_metrics={"loss": 2},
         history=[{"loss": 1}], replicates=[{"loss": 1}],
     )  # fmt: skip
-    twin = record.looked_up({"by": "name"})
-    assert twin == record.model_copy(
-        update={"pass_config": {"by": "name"}, "source": Source.LOOKED_UP, "history": []}
-    )
+    twin = record.looked_up()
+    assert twin == record.model_copy(update={"source": Source.LOOKED_UP, "history": []})
     assert record.metrics == {"accuracy": 0.5, "loss": 2}
     for error, said in ((LabkitError("so"), "so"), (KeyError("k"), "KeyError: 'k'")):
         assert Failure.of(FailureKind.RUNNER, error).message == said
