@@ -69,11 +69,11 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
             marker={"color": colour, "size": size, "opacity": opacity},
             **_spread_and_hover(results, rows, quality, cost),
         )  # fmt: skip
-    original = networks.index == results.original
+    original = _finite(results.trials[results.trials.index == results.original], quality, cost)
     ring = {"symbol": "circle-open", "color": style.ORANGE, "size": 20, "line": {"width": 2}}
     figure.add_scatter(
         name="original network", mode="markers", marker=ring, hoverinfo="skip",
-        x=networks.loc[original, cost], y=networks.loc[original, quality],
+        x=original[cost], y=original[quality],
     )  # fmt: skip
     for metric, (sign, bound) in results.description.limits.items():
         if metric in (quality, cost):
@@ -91,7 +91,7 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
         figure,
         "No network yet.",
         title=title(results),
-        xaxis=style.cost_axis(cost, networks[cost].tolist()),
+        xaxis=style.cost_axis(cost, [*networks[cost], *original[cost]]),
         yaxis={"title": metric_text(quality)},
     )
 

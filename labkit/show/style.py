@@ -170,4 +170,6 @@ def finished(figure: go.Figure, why_empty: str = "", **layout: Any) -> go.Figure
     empty = all(trace.x is None or not len(trace.x) for trace in figure.data)
     note = {"text": text(why_empty), "showarrow": False, "font": {"size": 16}}
     figure.update_layout(template=TEMPLATE, annotations=[note] if empty else [], **layout)
+    if (more := (figure.layout.title.subtitle.text or "").count("<br>") - 1) > 0:
+        figure.update_layout(margin_t=100 + 30 * more)  # lest they lie on what is drawn
     return figure.update_xaxes(visible=not empty).update_yaxes(visible=not empty)

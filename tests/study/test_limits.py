@@ -2,6 +2,7 @@
 
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,20 @@ def test_a_sum_of_metrics_keeps_limits(tables: dict[str, Any], blobs: Dataset) -
     limits = {"total_flops": 1200}
     results = search(tables, data=blobs, limits=limits, progress=False)
     assert 0 < results.trials["total_flops"].max() <= 1200
+
+
+def test_the_guides_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(compile(block, "limits.md", "exec"), names)
+    assert "within total_flops ≤ 500, accuracy ≥ 0.5\n" in capsys.readouterr().out
+    assert names["results"].trials["total_flops"].max() <= 500
+    table = names["results"].front_table()
+    assert names["results"].original == 0
+    assert table["total_flops to original"].str.startswith("×").all()
+    widths = [tuple(trial.record.widths.values()) for trial in names["again"].records]
+    assert widths[:3] == [(16, 16), (4, 8), (32, 16)]
+    (block,) = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    limits = tomllib.loads(block)["search"]["strategy"]["limits"]
+    assert limits == {"total_flops": 500, "accuracy": 0.5}
