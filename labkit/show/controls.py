@@ -1,6 +1,6 @@
 """The controls of a search's settings."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import ipywidgets as ipw
 
@@ -27,7 +27,11 @@ class SearchControls(ipw.HBox):
         rate = training.learning_rate if training else config.learning_rate
         self.trials = _slider("Trials", setup.n_trials, 200)
         self.epochs = _slider("Epochs", training.max_epochs if training else 1, 50)
-        rates = [(f"{one:g}", one) for one in sorted({*RATES, rate})]
+        rates: list[tuple[str, Any]]
+        if isinstance(rate, tuple):
+            rates = [(", ".join(map("{:g}".format, rate)), rate)]
+        else:
+            rates = [(f"{one:g}", one) for one in sorted({*RATES, rate})]
         self.learning_rate = labelled(
             ipw.SelectionSlider, "Learning rate", value=rate, options=rates
         )

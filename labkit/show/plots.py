@@ -19,6 +19,7 @@ from labkit.study.hypervolume import hypervolume_history
 from labkit.study.limits import limits_text
 from labkit.study.results import Results
 from labkit.table import shortened
+from labkit.training import main_of
 
 __all__ = [
     "conditions", "confusion_matrix", "hypervolume", "layer_costs", "network_drawing",
@@ -196,7 +197,7 @@ def hypervolume(
 
 def training_curves(
     histories: Mapping[str, Sequence[Mapping[str, float]]],
-    metric: str = "accuracy",
+    metric: str | None = None,
     *,
     about: str = "",
 ) -> go.Figure:
@@ -204,10 +205,12 @@ def training_curves(
 
     Args:
         histories: Name of a network → what `train` returned, or one of `Results.histories`.
-        metric: `"accuracy"` or `"loss"`.
+        metric: `"accuracy"`, `"loss"`, …; by default `accuracy`, or `r2` of a regression.
         about: What the figure says of the data and the seeds.
     """
     figure = style.Figure()
+    first = next((history[0] for history in histories.values() if history), {})
+    metric = main_of(first) if metric is None else metric
     for i, (name, history) in enumerate(histories.items()):
         for key, dash in ((metric, "solid"), (f"train_{metric}", "dash")):
             values = [value if finite(value := epoch.get(key)) else None for epoch in history]

@@ -28,6 +28,7 @@ from labkit.study.runners import (
     RUNNERS,
     BasicComputationsSettings,
     BasicTrainSettings,
+    Rates,
     Runner,
     RunnerSettings,
     get_runner,
@@ -169,7 +170,7 @@ class SearchConfig(Reading):
     dataset: Annotated[str, AfterValidator(_located)]
     max_epochs: int = Field(10, ge=1)
     batch_size: int = Field(256, ge=2, lt=2**31)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: Rates = 1e-3
     accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
     project: str = DEFAULT_PROJECT
     seed: int = Field(0, ge=0, lt=2**32)
@@ -189,7 +190,8 @@ class SearchConfig(Reading):
                 if metric not in provided:
                     known = did_you_mean(metric, provided)
                     raise LabkitError(f"{where}: no runner measures it; {known}")
-                if metric.endswith("_std") and self.training and self.training.replicates < 2:
+                spread = metric in RUNNERS["basic_train"].metrics
+                if spread and self.training and self.training.replicates < 2:
                     raise LabkitError(
                         f"{where}: it needs replicates = 2 or more, got {self.training.replicates}"
                     )
@@ -215,8 +217,9 @@ class SearchConfig(Reading):
             defaults = {option: getattr(self, option) for option in INHERITED} if trains else {}
             settings = checked(runner.settings, defaults | table, key)
             if (more := getattr(settings, "metrics", None)) is not None:
-                objectives = [m for m in self.search.strategy.metrics if m in METRICS]
-                asked = dict.fromkeys(find_metric(m) for m in (*more, *objectives))
+                strategy = self.search.strategy
+                judged = [m for m in (*strategy.metrics, *strategy.limits) if m in METRICS]
+                asked = dict.fromkeys(find_metric(m) for m in (*more, *judged))
                 settings = settings.model_copy(update={"metrics": tuple(asked)})
             runners[name] = runner, settings
         return runners

@@ -91,6 +91,10 @@ class Task:
             self.own,
         )  # fmt: skip
 
+    def settings_of(self, candidate: Candidate) -> TrainSettings:
+        """Returns how a candidate is trained."""
+        return self.settings.model_copy(update=candidate.rates)
+
     def build(self, candidate: Candidate) -> nn.Module:
         """Returns the network of a candidate, on the device of the data, ready to train."""
         # With a seed it draws in one thread at a time: what another one draws is not disturbed.
@@ -195,7 +199,7 @@ class LocalExecutor(Executor):
             width = stack_width(task.channels, plans, task.data, task.settings)
         for start in range(0, len(built), width):
             part = built[start : start + width]
-            if len(part) > 1 and self._is_faster(task, [n for _, n in part[:MOST_TIMED]]):
+            if len(part) > 1 and self._is_faster(task, part[:MOST_TIMED]):
                 yield from self._together(task, part, **options)
             else:
                 for candidate, network in part:
@@ -217,8 +221,8 @@ class LocalExecutor(Executor):
 
         try:
             trained = fit_stack(
-                networks, task.channels, task.data, task.settings, seeds, on_epoch=told,
-                on_step=on_step,
+                networks, task.channels, task.data, [*map(task.settings_of, candidates)], seeds,
+                on_epoch=told, on_step=on_step,
             )  # fmt: skip
         except Exception as error:  # of one network, or out of memory: alone, each says so
             log.warning("%d networks train one by one: %r", len(networks), error)
@@ -234,15 +238,16 @@ class LocalExecutor(Executor):
                     stack=candidates,
                 )  # fmt: skip
 
-    def _is_faster(self, task: Task, networks: Sequence[nn.Module]) -> bool:
+    def _is_faster(self, task: Task, part: Sequence[tuple[Candidate, nn.Module]]) -> bool:
         """Returns whether networks train faster in a stack, by a few steps of the first ones.
 
         What else runs may slow a stack down: a no is measured again, ever more rarely.
         """
         self._n_asked += 1
+        networks, settings = [network for _, network in part], task.settings_of(part[0][0])
         if self._stackable is None and rarely(self._n_asked):
             try:
-                together, alone = step_seconds(networks, task.channels, task.data, task.settings)
+                together, alone = step_seconds(networks, task.channels, task.data, settings)
                 steps = f"a step of {len(networks)} takes {alone:.3g} s so, and {together:.3g} s"
                 self._stackable = together <= alone or None
                 if not self._stackable and self.why_alone is None:
@@ -268,8 +273,9 @@ def _train_alone(
         if network is None:
             network = task.build(candidate)
         history = train(
-            network, task.data, task.settings, seed=candidate.seed, on_epoch=told, on_step=on_step
-        )
+            network, task.data, task.settings_of(candidate), seed=candidate.seed, on_epoch=told,
+            on_step=on_step,
+        )  # fmt: skip
     except Exception as error:  # one bad candidate must not end a search
         return _failed(candidate, error)
     return Outcome(candidate, history, network.state_dict(), network=network)

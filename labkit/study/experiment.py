@@ -25,7 +25,7 @@ from labkit.study.config import SearchConfig, to_tables
 from labkit.study.dialects import fitted
 from labkit.study.executor import Task, device_of
 from labkit.study.limits import Limits, bounds_of
-from labkit.study.record import Failure, FailureKind, Metrics, Outcome, Record, Source
+from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
 from labkit.study.space import get_space
 from labkit.study.starting import first_networks
@@ -99,6 +99,15 @@ class Experiment:
         """The seeds that each network is trained with."""
         replicates = self.training.replicates if self.training else 1
         return range(self.config.seed, self.config.seed + replicates)
+
+    @property
+    def variants(self) -> list[dict[str, float]]:
+        """The rates of each training of a network with one seed, where the settings list any."""
+        return self.training.variants if self.training else [{}]
+
+    def candidates(self, plan: Plan) -> list[Candidate]:
+        """Returns all trainings of a network."""
+        return [Candidate(plan, seed, **one) for seed in self.seeds for one in self.variants]
 
     @functools.cached_property
     def task(self) -> Task:
@@ -193,7 +202,8 @@ class Experiment:
         Returns:
             All that is to be recorded but the configuration that proposed it, and its trial.
         """
-        record = Record(widths=plan.to_dict())
+        rates = outcomes[0].candidate.rates if outcomes else {}
+        record = Record(widths=plan.to_dict(), rates=rates)
         failure = next((one.failure for one in outcomes if one.failure is not None), None)
         if failure is not None:
             return record.model_copy(update={"failure": failure})

@@ -62,7 +62,7 @@ class FrontNetworks:
             "software_metrics": record.software_metrics,
             "hardware_metrics": record.hardware_metrics,
             "threads": trained.threads,
-            "stack": [{"plan": c.plan.to_dict(), "seed": c.seed} for c in trained.stack],
+            "stack": [{"plan": c.plan.to_dict(), "seed": c.seed, **c.rates} for c in trained.stack],
         }
         write(best / f"trial_{number}.json", json.dumps(description, indent=2) + "\n")
         # The weights come last: they are what says that a network is there.
@@ -178,6 +178,8 @@ class _Trained(Table):
 
     plan: dict[str, int]
     seed: int
+    learning_rate: FiniteFloat | None = None
+    weight_decay: FiniteFloat | None = None
 
 
 class _Description(Table):
@@ -201,7 +203,10 @@ def _description(folder: Path, number: int) -> _Description:
 def stack_of(folder: Path, number: int) -> tuple[int, list[Candidate]]:
     """Returns how many threads trained a network of the front, and the networks of its stack."""
     description = _description(folder, number)
-    stack = [Candidate(Plan(tuple(one.plan.items())), one.seed) for one in description.stack]
+    stack = [
+        Candidate(Plan(tuple(c.plan.items())), c.seed, c.learning_rate, c.weight_decay)
+        for c in description.stack
+    ]
     return description.threads, stack
 
 

@@ -48,7 +48,7 @@ def known_names() -> dict[str, dict[str, str]]:
     samplers |= {"known-cost": KnownCostSampler, "bruteforce": optuna.samplers.BruteForceSampler}
     measured: dict[str, str] = {}
     for name, runner in RUNNERS.items():
-        for metric in runner.metrics:
+        for metric in runner.measures:
             measured[metric] = f"{measured[metric]}, {name}" if metric in measured else f"by {name}"
     return {
         "networks": {name: _line(made) for name, made in MODELS.items()},
@@ -93,24 +93,26 @@ def outlook(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if training is None:
         return
     n = min(setup.n_trials, size.networks)
-    seeds = f" × {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else ""
+    lists = {"seeds": experiment.seeds, "rates": experiment.variants}
+    each = "".join(f" × {len(several)} {of}" for of, several in lists.items() if len(several) > 1)
     epochs = f"{training.max_epochs} epochs on {data.x_train.device}"
-    yield "training", f"at most {n:,} networks{seeds} × {epochs}"
-    yield "time", _time(experiment, plans, n * len(experiment.seeds))
+    yield "training", f"at most {n:,} networks{each} × {epochs}"
+    yield "time", _time(experiment, plans, n)
 
 
 def _time(experiment: Experiment, plans: Sequence[Plan], n: int) -> str:
     """Returns about how long it takes to train some networks, from a few steps of a stack."""
-    data, training = experiment.data, experiment.training
-    assert training is not None
+    data, task = experiment.data, experiment.task
+    training = task.settings_of(experiment.candidates(plans[0])[0])
     size = min(experiment.config.search.strategy.setup.n_jobs, n)
     sample = plans[:: -(-len(plans) // size)]
-    networks = [experiment.task.build(Candidate(plan, seed=0)) for plan in sample]
+    networks = [task.build(Candidate(plan, seed=0)) for plan in sample]
     try:
         seconds = min(step_seconds(networks, experiment.space.channels, data, training))
     except NotStackable as reason:
         return f"not known before it runs: {reason}"
     steps = n_steps(len(data.x_train[: training.num_samples]), training)
+    n *= len(experiment.candidates(plans[0]))
     of = f"a stack of {len(networks)}" if len(networks) > 1 else "one network"
     return f"about {clock(seconds / len(networks) * n * steps)}, by a few steps of {of}"
 

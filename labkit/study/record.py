@@ -60,10 +60,19 @@ class Candidate:
     Attributes:
         plan: Its widths.
         seed: Of its weights and of the order of the rows.
+        learning_rate, weight_decay: Its own, where the settings list several.
     """
 
     plan: Plan
     seed: int
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What it has in place of the settings' lists."""
+        rates = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        return {key: rate for key, rate in rates.items() if rate is not None}
 
 
 @dataclass
@@ -114,6 +123,7 @@ class Record(BaseModel):
         scaled_metrics: The objectives, times their scales.
         history: Metrics after each epoch, by the first seed; only where it was trained.
         replicates: The last epoch's metrics by each seed.
+        rates: Of several in the settings, those that were best on validation data.
         failure: Why there are no metrics.
         constraints: Metric with a limit → by which share of it the network is beyond it, where it
             is known; a limit is kept where this is not positive.
@@ -130,6 +140,7 @@ class Record(BaseModel):
     scaled_metrics: _Numbers = {}
     history: list[_Numbers] = []
     replicates: list[_Numbers] = []
+    rates: _Numbers = {}
     failure: Failure | None = None
     constraints: _Numbers = {}
 

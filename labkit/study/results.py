@@ -105,6 +105,7 @@ class Results:
             "failure": record.failure and record.failure.message,
             "breaks": ", ".join(m for m, excess in record.constraints.items() if excess > 0)
             or None,
+            **record.rates,
             **record.software_metrics,
             **(summary(replicates) if replicates else {}),
             **record.hardware_metrics,

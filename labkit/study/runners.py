@@ -8,6 +8,7 @@ A runner is a function of a `CandidateNetwork` and its settings that returns met
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 import sys
@@ -15,17 +16,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator
 from torch import nn
 
 from labkit import names
 from labkit.checks import Table
 from labkit.data import Dataset
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 from labkit.study.checkpoint import load_weights
 from labkit.study.record import COLUMNS, Metrics, Outcome
 from labkit.training import MAIN_METRIC, TrainSettings, evaluate, main_of, selected
@@ -194,10 +195,29 @@ def as_number(where: str, value: Any) -> float:
     raise LabkitError(f"{where}: expected a finite number, got {value!r:.100}")
 
 
+def _rates(given: Any, may_be_zero: bool) -> float | tuple[float, ...]:
+    """Checks a rate, or a list of them."""
+    rates = given if isinstance(given, list | tuple) else [given]
+    plain = [r for r in rates if isinstance(r, int | float) and not isinstance(r, bool)]
+    known = {r for r in plain if 0 < r < math.inf or (may_be_zero and r == 0)}
+    if not rates or len(known) < len(rates):
+        least = "of 0 or more" if may_be_zero else "above 0"
+        said = f"expected a number {least}, or a list of different ones, got {shown(given)}"
+        raise ValueError(said)
+    return float(given) if rates[0] is given else tuple(map(float, rates))
+
+
+_AsGiven = PlainSerializer(lambda rates: rates)
+Rates = Annotated[float | tuple[float, ...], PlainValidator(lambda r: _rates(r, False)), _AsGiven]
+Decays = Annotated[float | tuple[float, ...], PlainValidator(lambda r: _rates(r, True)), _AsGiven]
+
+
 class BasicTrainSettings(TrainSettings, RunnerSettings):
     """Settings of `basic_train`: those of training.
 
     Attributes:
+        learning_rate, weight_decay: Each may be a list: every network is trained with each, or with
+            each pair, and what is best on validation data, by the main metric, counts.
         data_loader: Which split to train on; the report's configuration names it, and there is
             only one choice.
         replicates: How often each network is trained, with the seeds from the configuration's on.
@@ -205,9 +225,18 @@ class BasicTrainSettings(TrainSettings, RunnerSettings):
             of the original network, carried over to the new widths (`keep`).
     """
 
+    learning_rate: Rates = 1e-3  # type: ignore[assignment]
+    weight_decay: Decays = 0.0  # type: ignore[assignment]
     data_loader: Literal["train_dataloader"] = "train_dataloader"
     replicates: int = Field(1, ge=1)
     weights: Weights = "fresh"
+
+    @property
+    def variants(self) -> list[dict[str, float]]:
+        """The rates of each training of a network, where any is a list."""
+        given = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        lists = {key: rates for key, rates in given.items() if isinstance(rates, tuple)}
+        return [dict(zip(lists, rates)) for rates in itertools.product(*lists.values())]
 
 
 @register_runner(

@@ -262,7 +262,8 @@ def _ahead(search: Search) -> Progress:
     known = search.store.known
     measured = [one.record.metrics for one in known.values()]
     return Progress(
-        *_left(search), trained=len(known), jobs=setup.n_jobs, seeds=len(search.experiment.seeds),
+        *_left(search), trained=len(known), jobs=setup.n_jobs,
+        seeds=len(search.experiment.candidates(Plan(()))),
         epochs=training.max_epochs if training else 1, steps=_n_steps(search),
         repeats=setup.sampler not in ("bruteforce", "known-cost"),
         best=max((one[m] for one in measured if (m := main_of(one)) in one), default=None),
@@ -278,7 +279,7 @@ def _n_steps(search: Search) -> int:
 def _restore_networks(search: Search) -> None:
     """Trains the networks of the front again whose weights are not in the folder."""
     missing = {
-        Candidate(trial.record.plan, search.config.seed): trial
+        Candidate(trial.record.plan, search.config.seed, **trial.record.rates): trial
         for trial in search._networks.missing(search.store.front)
     }
     if missing:

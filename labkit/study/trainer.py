@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from labkit.study.networks import FrontNetworks
 from labkit.study.proposals import Asked
 from labkit.study.record import Candidate, Outcome, Record, Source, Trial
 from labkit.study.store import Store
+from labkit.training import main_of
 from labkit.transform import Plan
 
 log = logging.getLogger(__name__)
@@ -153,14 +156,15 @@ class Trainer:
         if self._experiment.training is None:
             yield from ((plan, []) for share in shares for plan in share)
             return
-        seeds = self._experiment.seeds
-        candidates = ([Candidate(p, seed) for p in share for seed in seeds] for share in shares)
+        candidates = (
+            [c for p in share for c in self._experiment.candidates(p)] for share in shares
+        )
         gathered: dict[Plan, list[Outcome]] = defaultdict(list)
         for outcome in self._outcomes(candidates):
             plan = outcome.candidate.plan
             gathered[plan].append(outcome)
-            if len(gathered[plan]) == len(seeds):
-                yield plan, sorted(gathered.pop(plan), key=lambda one: one.candidate.seed)
+            if len(gathered[plan]) == len(self._experiment.candidates(plan)):
+                yield plan, _best(self._experiment, gathered.pop(plan))
 
     def _outcomes(self, shares: Iterator[Sequence[Candidate]]) -> Iterator[Outcome]:
         outcomes = self._executor.run(
@@ -207,7 +211,7 @@ class Trainer:
         """Returns each training that networks of the front lack for so many seeds → the trial."""
         first = self._experiment.config.seed
         return {
-            Candidate(trial.record.plan, first + index): trial.number
+            Candidate(trial.record.plan, first + index, **trial.record.rates): trial.number
             for trial in self._store.front
             for index in self._store.missing_replicates(trial.number, seeds)
         }
@@ -240,3 +244,17 @@ class Trainer:
                 number, seed = candidates[outcome.candidate], outcome.candidate.seed
                 log.warning("trial %d, seed %d: %s", number, seed, outcome.failure.message)
             yield outcome
+
+
+def _best(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Returns of a network's trainings those with the rates that do best, one a seed."""
+
+    def quality(group: Sequence[Outcome]) -> float:
+        if any(outcome.failure is not None for outcome in group):
+            return -math.inf
+        metrics = [experiment.selected(outcome.history) for outcome in group]
+        return statistics.fmean(one[main_of(one)] for one in metrics)
+
+    outcomes = sorted(outcomes, key=lambda outcome: outcome.candidate.seed)
+    groups = ([o for o in outcomes if o.candidate.rates == one] for one in experiment.variants)
+    return max(groups, key=quality)

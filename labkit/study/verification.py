@@ -92,7 +92,7 @@ def verify(
         return Verification(False, f"trial {number} is not trained again. {changed}")
 
     recorded, plan, seed = trials[number].record.history, results.plan(number), experiment.seeds[0]
-    own = Candidate(plan, seed)
+    own = Candidate(plan, seed, **trials[number].record.rates)
     threads, stack = stack_of(folder, number)
     with runtime.threads(spare=torch.get_num_threads() - threads):
         again = _train(experiment.task, stack if own in stack else [own], progress)[own]
@@ -141,8 +141,8 @@ def _by_metric(
     then, now = experiment.selected(recorded)[main], experiment.selected(again.history)[main]
     whose = "replicates"
     if len(replicates) < FEWEST:
-        plan, seed = again.candidate.plan, again.candidate.seed
-        others = [Candidate(plan, seed + i) for i in range(1, SEEDS)]
+        one = again.candidate
+        others = [replace(one, seed=one.seed + i) for i in range(1, SEEDS)]
         trained = [again, *_train(experiment.task, others, progress).values()]
         replicates = [experiment.selected(o.history) for o in trained if o.failure is None]
         whose = "trainings here, with several seeds since it has too few replicates,"

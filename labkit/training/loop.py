@@ -116,19 +116,19 @@ class Learner:
 def fit(
     learner: Learner,
     data: Dataset,
-    settings: TrainSettings,
+    each: Sequence[TrainSettings],
     seeds: Sequence[int],
     *,
     on_epoch: Callable[[dict[int, Metrics]], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains the networks of a learner; see `train` and `labkit.training.stack.fit_stack`."""
-    network = learner.network
+    network, settings = learner.network, each[0]
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
     with in_words(f"seed: expected a whole number below 2**64, got {shown(seeds)}"):
         generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
     loss = make_loss(data, settings)
-    optimizer = make_optimizer(network, settings)
+    optimizer = make_optimizer(network, settings, each)
     scheduler = make_scheduler(optimizer, len(x), settings)
     trained = [Trained(model) for model in learner.models]
     running = list(range(len(trained)))
@@ -157,7 +157,7 @@ def fit(
             network.eval()
             with torch.no_grad():
                 latest = by_network(means | scores(learner.logits(data.x_val), data.y_val, loss))
-            ended = [i for i in running if not trained[i].goes_on(latest[i], settings)]
+            ended = [i for i in running if not trained[i].goes_on(latest[i], each[i])]
             well = {i: latest[i] for i in running if trained[i].failure is None}
             if on_epoch is not None and well:
                 on_epoch(well)
@@ -205,7 +205,7 @@ def train(
     settings = TrainSettings() if settings is None else settings
     check_fit(model, data, settings)
     of_one = None if on_epoch is None else lambda metrics: on_epoch(metrics[0])
-    [trained] = fit(Learner(model), data, settings, [seed], on_epoch=of_one, on_step=on_step)
+    [trained] = fit(Learner(model), data, [settings], [seed], on_epoch=of_one, on_step=on_step)
     if trained.failure is not None:
         raise trained.failure
     return trained.history

@@ -1,7 +1,7 @@
 """How a network is trained: the settings, and the optimizer, schedule and order that they mean."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -84,13 +84,68 @@ def epoch_order(rows: int, settings: TrainSettings, generator: torch.Generator) 
     return order[: n_batches(rows, settings) * settings.batch_size]
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
-    """Returns the optimizer that the settings name, over all parameters of the network."""
+def make_optimizer(
+    model: nn.Module, settings: TrainSettings, each: Sequence[TrainSettings] = ()
+) -> Optimizer:
+    """Returns the optimizer that the settings name, over all parameters of the network.
+
+    Args:
+        model: A network, or a stack of them.
+        settings: Of the network, or of the first one.
+        each: Of each network of a stack, whose rates may differ.
+    """
+    differ = len({(one.learning_rate, one.weight_decay) for one in each}) > 1
     options: dict[str, Any] = {"momentum": 0.9} if settings.optimizer == "sgd" else {}
-    options |= {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rate = max((one.learning_rate for one in each), default=settings.learning_rate)
+    options |= {"lr": rate, "weight_decay": 0.0 if differ else settings.weight_decay}
     kinds: dict[str, Callable[..., Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
     # Fused: one pass over the parameters; the same numbers.
-    return kinds[settings.optimizer](model.parameters(), fused=True, **options)
+    optimizer = kinds[settings.optimizer](model.parameters(), fused=True, **options)
+    if differ:
+        _scale_steps(optimizer, each)
+    return optimizer
+
+
+def _scale_steps(optimizer: Optimizer, each: Sequence[TrainSettings]) -> None:
+    """Lets the networks of a stack have rates of their own.
+
+    A step's change is proportional to the learning rate: that of each network is scaled from the
+    largest rate to its own, which loses no digits, and its weight decay is added.
+
+    Args:
+        optimizer: With the largest rate and no weight decay. The first axis of a stack's parameters
+            begins with the networks.
+        each: The settings of each network.
+    """
+    largest, decoupled = optimizer.defaults["lr"], isinstance(optimizer, AdamW)
+    parameters: list[torch.Tensor] = optimizer.param_groups[0]["params"]
+    before: list[torch.Tensor] = []
+
+    def column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+        each_row = like.new_tensor(values).repeat_interleave(len(like) // len(values))
+        return each_row.reshape(-1, *[1] * (like.ndim - 1))
+
+    shares = [column([one.learning_rate / largest for one in each], p) for p in parameters]
+    decays = [column([one.weight_decay for one in each], p) for p in parameters]
+
+    @torch.no_grad()
+    def remember(*_: object) -> None:
+        before[:] = [parameter.clone() for parameter in parameters]
+        for parameter, decay in zip(parameters, decays):
+            if parameter.grad is not None and not decoupled:
+                parameter.grad.addcmul_(parameter, decay)
+
+    @torch.no_grad()
+    def scale(*_: object) -> None:
+        rate = optimizer.param_groups[0]["lr"]
+        for parameter, was, share, decay in zip(parameters, before, shares, decays):
+            step = parameter.sub_(was)
+            if parameter.grad is not None and decoupled:
+                step.addcmul_(was, decay, value=-rate)
+            step.mul_(share).add_(was)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(scale)
 
 
 def lr_factor(step: int, total_steps: int, settings: TrainSettings) -> float:

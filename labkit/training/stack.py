@@ -89,7 +89,7 @@ def fit_stack(
     networks: Sequence[nn.Module],
     channels: Channels,
     data: Dataset,
-    settings: TrainSettings,
+    settings: TrainSettings | Sequence[TrainSettings],
     seeds: Sequence[int],
     *,
     on_epoch: Callable[[dict[int, Metrics]], None] | None = None,
@@ -101,7 +101,7 @@ def fit_stack(
         networks: On the device of the data; each one a plan's, of the network of `channels`.
         channels: Found before, by `labkit.transform.channels.find_channels`.
         data: As `train_stack` takes it.
-        settings: As there.
+        settings: As there; or one a network, which differ in learning_rate and weight_decay alone.
         seeds: One a network: they decide the order of the rows and the masks of Dropout.
         on_epoch: As `train_stack` takes it.
         on_step: As there.
@@ -113,7 +113,8 @@ def fit_stack(
         NotStackable: The network mixes channels.
         LabkitError: The network does not fit the data.
     """
-    check_fit(networks[0], data, settings)
+    each = [settings] * len(networks) if isinstance(settings, TrainSettings) else settings
+    check_fit(networks[0], data, each[0])
     x = data.x_train
     learner = _Together(Stack(channels.traced, networks), seeds, x.device)
     # Only so does a stack compute the same numbers whatever the threads; others keep them all.
@@ -126,7 +127,7 @@ def fit_stack(
             if threads is not None:
                 threads.before_step()
 
-        return fit(learner, data, settings, seeds, on_epoch=on_epoch, on_step=before_step)
+        return fit(learner, data, each, seeds, on_epoch=on_epoch, on_step=before_step)
 
 
 class _Together(Learner):

@@ -155,7 +155,7 @@ TRAIN = "search.strategy.sw_runner.basic_train"
             "metrics.acuracy: no runner measures it; did you mean 'accuracy'",
         ),
         ("search.strategy.metrics", {}, "search.strategy.metrics: "),
-        (f"{TRAIN}.learning_rate", 0, f"{TRAIN}.learning_rate: expected greater than 0, got 0"),
+        (f"{TRAIN}.learning_rate", 0, f"{TRAIN}.learning_rate: expected a number above 0, "),
         (f"{TRAIN}.learning_rates", 1, "learning_rates: unknown key; did you mean 'learning_rate'"),
         (f"{TRAIN}.optimizer", "lion", "optimizer: expected 'adam', 'adamw' or 'sgd', got 'lion'"),
         (f"{TRAIN}.data_loader", "test_dataloader", "data_loader: expected 'train_dataloader'"),

@@ -1,8 +1,11 @@
 """Searches of other tasks than classes, whole: from Python, a TOML and the command, and after."""
 
+import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from labkit.cli import main
 from labkit.show.search_panel import SearchPanel
 from labkit.study.config import simple_tables
 from labkit.training import LOSSES, METRICS
+from labkit.transform import initialise
 
 MODULE = """
 from torch import nn
@@ -147,6 +151,15 @@ def test_ones_own_functions_go_to_processes() -> None:
     assert sorted(here["worst"]) == pytest.approx(sorted(there["worst"]), rel=1e-3)
 
 
+def test_a_limit_is_on_any_metric() -> None:
+    given: Any = {"model": model(), "data": SPAM, "widths": [0.5, 1, 2], "trials": 3, "epochs": 1}
+    results = labkit.search(progress=False, limits={"f1": 0.5, "log_loss": 0.1}, **given)
+    trials = results.trials
+    within = (trials["f1"] >= 0.5) & (trials["log_loss"] <= 0.1)
+    assert not within.all()
+    assert (trials["breaks"].isna() == within).all()
+
+
 def test_another_metric_is_another_search(tmp_path: Path) -> None:
     given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1], "folder": tmp_path}
     given |= {"objectives": {"own": "minimize"}, "trials": 1, "epochs": 1}
@@ -165,6 +178,66 @@ def test_a_metric_that_fails_fails_its_trial(caplog: pytest.LogCaptureFixture) -
     )  # fmt: skip
     assert "metrics.own: ZeroDivisionError: division by zero" in caplog.text
     assert (results.trials["state"] == "FAIL").all()
+
+
+@pytest.fixture
+def with_rates(tmp_path: Path) -> tuple[labkit.Search, Dataset]:
+    """A search of networks of which each trains with six pairs of rates; its folder is a/."""
+    data = replace(HOUSES, name="houses")
+    search = labkit.Search(
+        model=model(), data=data, widths=[0.5, 1, 2], trials=3, epochs=3, folder=tmp_path / "a",
+        learning_rate=[1e-6, 0.03, 0.1], weight_decay=[0, 1e6], optimizer="adamw",
+    )  # fmt: skip
+    return search, data
+
+
+def test_each_network_counts_with_the_rates_that_are_best_for_it(
+    with_rates: tuple[labkit.Search, Dataset], tmp_path: Path
+) -> None:
+    search, data = with_rates
+    results = search.run(progress=False)
+    assert search.progress is not None
+    assert search.progress.total == search.progress.done == 3 * 6 * 3
+    for trial in results.records:
+        reached = {}
+        for rate, decay in itertools.product([1e-6, 0.03, 0.1], [0, 1e6]):
+            settings = labkit.TrainSettings(
+                max_epochs=3, learning_rate=rate, weight_decay=decay, optimizer="adamw"
+            )
+            network = initialise(labkit.apply(model(), trial.record.plan), 0)
+            with contextlib.suppress(LabkitError):  # it may diverge
+                reached[rate, decay] = labkit.train(network, data, settings)[-1]["r2"]
+        best = max(reached, key=lambda rates: reached[rates])
+        assert trial.record.rates == {"learning_rate": best[0], "weight_decay": best[1]}
+        assert trial.record.metrics["r2"] == pytest.approx(reached[best], abs=1e-3)
+    assert set(results.trials["learning_rate"]) <= {0.03, 0.1}
+    given: Any = {"model": model(), "data": data}
+    assert labkit.verify(tmp_path / "a", progress=False, **given).agrees
+    again = search.replicate(2, progress=False)
+    number = results.best_trial()
+    rates = results.records[number].record.rates
+    network = initialise(labkit.apply(model(), results.plan(number)), 1)
+    settings = labkit.TrainSettings(max_epochs=3, optimizer="adamw", **rates)
+    second = labkit.train(network, data, settings, seed=1)[-1]["r2"]
+    assert again.replicates(number)[1]["r2"] == pytest.approx(second, abs=1e-3)
+    assert "learning_rate" in pd.read_csv(tmp_path / "a" / "trials.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rate": []}, r"learning_rate: expected a number above 0, or a list of differ"),
+        ({"learning_rate": [1e-3, 1e-3]}, "learning_rate: expected a number above 0, or a list"),
+        ({"learning_rate": [1e-3, True]}, "learning_rate: expected a number above 0, or a list"),
+        ({"learning_rate": [1e-3, 0]}, "learning_rate: expected a number above 0, or a list of"),
+        ({"learning_rate": "fast"}, "learning_rate: expected a number above 0, .* got 'fast'"),
+        ({"weight_decay": [float("nan")]}, "weight_decay: expected a number of 0 or more, or a l"),
+        ({"weight_decay": -1}, "weight_decay: expected a number of 0 or more, or a list of"),
+    ],
+)
+def test_wrong_rates_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(LabkitError, match=message):
+        labkit.Search(model=model(), data=HOUSES, widths=[0.5, 1], **given)
 
 
 def test_the_guides_examples_run() -> None:

@@ -66,7 +66,7 @@ def test_a_step_mixes_no_devices_and_waits_for_none(
 
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     monkeypatch.setattr(  # fused ones are not written for it
-        loop, "make_optimizer", lambda network, _: kinds[optimizer](network.parameters())
+        loop, "make_optimizer", lambda network, *_: kinds[optimizer](network.parameters())
     )
     monkeypatch.setattr(loop, "by_network", numbers)
     monkeypatch.setattr(loop, "scores", lambda *_: {})  # by class: once an epoch it waits

@@ -74,6 +74,44 @@ def test_each_network_of_the_reports_space_ends_as_it_would_alone(
         )
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [*itertools.product(["adam", "adamw", "sgd"], ["jsc-toy", "convolutional"])],
+)
+def test_networks_of_one_stack_may_have_rates_of_their_own(
+    blobs: Dataset, optimizer: str, kind: str
+) -> None:
+    data, model = double(blobs), get_model("jsc-toy")
+    widths = [Plan((("seq_blocks_2", 16), ("seq_blocks_5", 8)))] * 4
+    if kind == "convolutional":
+        shape = (-1, 1, 4, 4)
+        data = replace(data, x_train=data.x_train.view(shape), x_val=data.x_val.view(shape))
+        model, widths = Convolutional(), [Plan((("a", 3), ("b", 7)))] * 4
+    channels = find_channels(model.double(), data.x_val[:1])
+    given: dict[str, Any] = {"max_epochs": 6, "batch_size": 32, "num_warmup_steps": 5}
+    each = [
+        TrainSettings(**given, optimizer=optimizer, learning_rate=rate, weight_decay=decay)
+        for rate, decay in [(1e-3, 0.0), (1e-2, 0.3), (1e-4, 0.1), (1e-2, 0.0)]
+    ]
+    alone = [initialise(apply(model, plan, channels=channels), 3) for plan in widths]
+    expected = [
+        train(network, data, settings, seed=3)
+        for network, settings in zip(alone, each, strict=True)
+    ]
+    stacked = [initialise(apply(model, plan, channels=channels), 3) for plan in widths]
+    trained = fit_stack(stacked, channels, data, each, [3] * 4)
+    for one, network, history in zip(trained, alone, expected, strict=True):
+        for stacked_epoch, epoch in zip(one.history, history, strict=True):
+            assert stacked_epoch == pytest.approx(epoch, abs=1e-6)
+        biases = ("a.bias", *(f"seq_blocks.{layer}.bias" for layer in (2, 5, 8)))
+        for name, tensor in one.model.state_dict().items():
+            tolerance = 1e-5 if name in biases else 1e-7  # a BatchNorm follows: their gradient is 0
+            torch.testing.assert_close(
+                tensor, network.state_dict()[name], rtol=0, atol=tolerance, msg=name
+            )
+    assert len({history[-1]["loss"] for history in expected}) == 4
+
+
 class Residual(nn.Module):
     """Adds, concatenates, and has an activation that is not zero at zero."""
 
