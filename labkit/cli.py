@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Run, what: str, *, reads: str | None = None) -> _Parser:
+    def command(name: str, run: Run, what: str, reads: str = "", *, asks: bool = False) -> _Parser:
         one = commands.add_parser(name, help=what)
         one.set_defaults(run=run)
         if reads == "config":
@@ -87,18 +87,22 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--strict", action="store_true", help=strict)
         elif reads == "folder":
             one.add_argument("folder", type=Path, metavar="FOLDER")
+        if asks:
+            trust = "run the code that the folder names; only where you know who made it"
+            one.add_argument("--trust", action="store_true", help=trust)
         return one
 
     command("list", _list, "what a configuration may name, a line each")
-    command("show", _show, "what a search would do: networks, costs, time", reads="config")
+    command("show", _show, "what a search would do: networks, costs, time", "config")
 
     init = command("init", _init, "write a first configuration, for a model and data")
     init.add_argument("file", type=Path, metavar="FILE.toml")
     init.add_argument("--model", default="jsc-toy", metavar="NAME", help="or package.module:name")
     init.add_argument("--data", default="jsc", metavar="NAME", help="or a file")
-    init.add_argument("--label", default="label", metavar="COLUMN", help="of the file; label")
+    init.add_argument("--label", metavar="COLUMN", help="of the file; label")
+    init.add_argument("--task", choices=["classification", "binary", "regression"])
 
-    search = command("search", _search, "run a search, or continue one", reads="config")
+    search = command("search", _search, "run a search, or continue one", "config")
     search.add_argument("--trials", type=_count, metavar="N", help="trials of the whole study")
     search.add_argument("--epochs", type=_count, metavar="N", help="epochs for each network")
     search.add_argument("--seed", type=int, metavar="N")
@@ -110,24 +114,20 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--shared", action="store_true", help=shared)
     _add_executors(search)
 
-    trust = "run the code that the folder names; only where you know who made it"
-    again = command("replicate", _replicate, "train the front with more seeds", reads="folder")
+    again = command("replicate", _replicate, "train the front with more seeds", "folder", asks=True)
     again.add_argument("--seeds", type=_count, metavar="N", default=5, help="of each network; 5")
     again.add_argument("--storage", metavar="URL", help=storage)
-    again.add_argument("--trust", action="store_true", help=trust)
     _add_executors(again)
 
-    report = command("report", _report, "write up what a search found", reads="folder")
+    report = command("report", _report, "write up what a search found", "folder", asks=True)
     report.add_argument("--format", choices=["html", "md", "pdf"], default="html", help="html")
     report.add_argument("--seeds", type=_count, metavar="N", help="first replicate the front")
-    report.add_argument("--trust", action="store_true", help=trust)
     report.set_defaults(storage=None, executor=None)
 
-    check = command("verify", _verify, "train a network of the front again", reads="folder")
+    check = command("verify", _verify, "train a network of the front again", "folder", asks=True)
     check.add_argument("--trial", type=int, metavar="N", help="by default the most accurate")
-    check.add_argument("--trust", action="store_true", help=trust)
 
-    browse = command("dashboard", _dashboard, "browse with optuna-dashboard", reads="folder")
+    browse = command("dashboard", _dashboard, "browse with optuna-dashboard", "folder")
     browse.add_argument("--port", type=int, metavar="N", help="by default a free one")
 
     complete = command("completion", _completion, "print what makes a shell complete this command")
@@ -166,7 +166,8 @@ def _show(arguments: argparse.Namespace) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     from labkit.study.outlook import write_first
 
-    write_first(arguments.file, arguments.model, arguments.data, arguments.label)
+    named = {"dataset": arguments.data, "label": arguments.label, "task": arguments.task}
+    write_first(arguments.file, model=arguments.model, **named)
     print(f"{arguments.file}: run it by labkit search {arguments.file}")
     return 0
 

@@ -123,7 +123,8 @@ def test_list_names_all_that_a_configuration_may(capsys: pytest.CaptureFixture[s
     assert set(kinds["networks"]) == set(MODELS)
     assert set(kinds["data sets"]) == set(DATA)
     assert set(kinds["runners"]) >= {"basic_train", "latency"}
-    assert kinds["metrics"]["total_flops"] == "by basic_computations"
+    assert kinds["metrics"]["total_flops"] == "minimize; by basic_computations"
+    assert kinds["metrics"]["f1"] == "maximize; by basic_train, basic_evaluation"
     assert set(kinds["samplers"]) == set(get_args(Sampler))
     assert set(kinds["spaces"]) >= {"transform/channel_multiplier"}
     assert set(kinds["configurations"]) == set(CONFIGS)
@@ -172,6 +173,15 @@ def test_init_writes_what_a_search_runs_as_it_is(
     assert load_config(tomllib.loads(opened)).offered["seq_blocks_0"] == [1, 2]
     assert main(["search", "sub/mine.toml", "--trials", "2", "--epochs", "1"]) == 0
     assert (tmp_path / "results" / "mine" / "best.md").exists()
+    pd.DataFrame(np.random.default_rng(0).normal(size=(200, 4)), columns=[*"abcy"]).to_csv("t.csv")
+    Path("nets.py").write_text(
+        "import torch\n\n\ndef one(): return torch.nn.Sequential(\n"
+        "    torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))\n"
+    )
+    regression = ["--model", "nets:one", "--data", "t.csv", "--label", "y", "--task", "regression"]
+    assert main(["init", "numbers.toml", *regression]) == 0
+    assert main(["search", "numbers.toml", "--trials", "2", "--epochs", "1"]) == 0
+    assert "r2" in (tmp_path / "results" / "numbers" / "best.md").read_text()
     assert main([*command, "blobs.npz"]) == 2
     assert "file: 'sub/mine.toml' exists" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -180,6 +181,30 @@ def test_the_readmes_search_runs(tmp_path: Path) -> None:
     _, *arguments = command.replace("results/first", str(tmp_path)).split()
     assert main(arguments) == 0
     assert load_best(tmp_path)(torch.zeros(2, 16)).shape == (2, 5)
+
+
+@pytest.mark.slow
+def test_the_documented_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 8))).assign(kind=rng.choice([*"abc"], 300))
+    table.to_csv("clouds.csv", index=False)
+    Path("my_networks.py").write_text(
+        "from torch.nn import Linear, ReLU, Sequential\n\n\n"
+        "def wide_mlp():\n    return Sequential(Linear(8, 16), ReLU(), Linear(16, 3))\n"
+    )
+    said = {}
+    for line in "".join(
+        [*blocks("README.md", "sh"), *blocks("docs/command.md", "sh")]
+    ).splitlines():
+        program, *arguments = line.partition("#")[0].split() or [""]
+        if program.endswith("labkit") and arguments[0] != "dashboard":  # which does not end
+            assert main(arguments) == 0, line
+            said[arguments[0]] = capsys.readouterr().out
+    [shown] = blocks("docs/command.md", "text")
+    assert said["show"].splitlines()[:-1] == shown.splitlines()[:-1]  # but for the time
 
 
 @pytest.mark.slow

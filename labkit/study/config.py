@@ -22,7 +22,7 @@ from labkit.checks import Table, checked, readable
 from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
-from labkit.study.dialects import translated
+from labkit.study.dialects import tell, translated
 from labkit.study.record import Direction, Sampler
 from labkit.study.runners import (
     RUNNERS,
@@ -417,7 +417,7 @@ def load_config(
         raise LabkitError(f"config: {expected}, got {shown(source)}")
     tables, said = translated(source, base or Path())
     config = checked(SearchConfig, tables | ({"strict": True} if strict else {}), context=base)
-    said.tell(config.strict)
+    tell(said, config.strict)
     return config
 
 

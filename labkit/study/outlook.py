@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -19,7 +19,7 @@ from labkit.data.loading import DATA, names_file
 from labkit.errors import LabkitError
 from labkit.operators import NotStackable
 from labkit.study.config import CONFIGS, SearchConfig
-from labkit.study.experiment import Experiment
+from labkit.study.experiment import Experiment, data_of
 from labkit.study.files import write
 from labkit.study.known_cost import KnownCostSampler
 from labkit.study.progress import clock
@@ -27,41 +27,36 @@ from labkit.study.proposals import make_sampler
 from labkit.study.record import Candidate, Sampler
 from labkit.study.runners import RUNNERS
 from labkit.study.space import SPACES, count
-from labkit.training import step_seconds
+from labkit.training import MAIN_METRIC, direction_of, step_seconds
 from labkit.training.settings import n_steps
 from labkit.transform import Plan, cost_of
 from labkit.transform.models import MODELS
 
-FIRST = Path(__file__).with_name("first.toml")
-
 
 def known_names() -> dict[str, dict[str, str]]:
-    """Returns what a configuration may name: kind → name → what it is, in a line.
-
-    Example:
-        >>> known_names()["networks"]["jsc-tiny"]
-        '16 → 5.'
-    """
-    samplers: dict[str, type] = {
-        name: type(make_sampler(name, 0)) for name in typing.get_args(Sampler)
-    }
+    """Returns what a configuration may name: kind → name → what it is, in a line."""
+    samplers: dict[str, type] = {n: type(make_sampler(n, 0)) for n in typing.get_args(Sampler)}
     samplers |= {"known-cost": KnownCostSampler, "bruteforce": optuna.samplers.BruteForceSampler}
-    measured: dict[str, str] = {}
+    measured: dict[str, list[str]] = {}
     for name, runner in RUNNERS.items():
         for metric in runner.measures:
-            measured[metric] = f"{measured[metric]}, {name}" if metric in measured else f"by {name}"
-    return {
-        "networks": {name: _line(made) for name, made in MODELS.items()},
-        "data sets": {name: _line(read) for name, read in DATA.items()},
-        "runners": {name: _line(runner.run) for name, runner in RUNNERS.items()},
-        "metrics": measured,
-        "samplers": {name: _line(kind) for name, kind in samplers.items()},
-        "spaces": {name: _line(kind) for name, kind in SPACES.items()},
-        "configurations": {
-            name: " ".join(re.findall("^# (.*)", file.read_text("utf-8"), re.MULTILINE)[:1])
-            for name, file in CONFIGS.items()
-        },
+            measured.setdefault(metric, []).append(name)
+    documented: dict[str, Mapping[str, object]] = {
+        "networks": MODELS, "data sets": DATA, "samplers": samplers, "spaces": SPACES,
+        "runners": {name: runner.run for name, runner in RUNNERS.items()},
+    }  # fmt: skip
+    lines = {
+        kind: {n: _line(one) for n, one in known.items()} for kind, known in documented.items()
     }
+    lines["metrics"] = {
+        metric: f"{direction_of(metric)}; by {', '.join(names)}"
+        for metric, names in measured.items()
+    }
+    lines["configurations"] = {
+        name: file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        for name, file in CONFIGS.items()
+    }
+    return lines
 
 
 def _line(made: object) -> str:
@@ -117,28 +112,33 @@ def _time(experiment: Experiment, plans: Sequence[Plan], n: int) -> str:
     return f"about {clock(seconds / len(networks) * n * steps)}, by a few steps of {of}"
 
 
-def write_first(file: Path, model: str, data: str, label: str) -> None:
-    """Writes a first configuration, with comments, and checks that it can run.
+def write_first(file: Path, **values: str) -> None:
+    """Writes a first configuration, with comments, once it is checked that it can run.
 
     Args:
         file: Where; there must be none yet.
-        model, data, label: As in `SearchConfig`, but a file of data is relative to here.
+        **values: `model`, `dataset`, `label` and `task`, as in `SearchConfig`; what is empty is
+            left to its default. Files are relative to here.
 
     Raises:
         LabkitError: The file exists, or there is no such network or data, or they do not fit.
     """
     if file.exists():
         raise LabkitError(f"file: {str(file)!r} exists; give another name")
-    if names_file(data, place := Path(data).expanduser()):
-        data = os.path.relpath(place, file.parent)
-    text = FIRST.read_text("utf-8")
-    values = {"model": model, "dataset": data, "label": label, "project": file.stem}
-    for key, value in values.items():
-        text = text.replace(f'{key} = ""\n', tomli_w.dumps({key: value}))
+    if names_file(values["dataset"], place := Path(values["dataset"]).expanduser()):
+        values["dataset"] = os.path.relpath(place, file.parent)
+    given = {key: value for key, value in {**values, "project": file.stem}.items() if value}
+    keys = re.compile(f"(# )?({'|'.join(given)}) = ")
+    text = "".join(
+        tomli_w.dumps({found[2]: given[found[2]]}) if (found := keys.match(line)) else line
+        for line in CONFIGS["first"].read_text("utf-8").splitlines(keepends=True)
+    )
+    data = data_of(checked(SearchConfig, tomllib.loads(text), context=file.parent))
+    text = text.replace("accuracy.direction", f"{MAIN_METRIC[data.task]}.direction")
     config = checked(SearchConfig, tomllib.loads(text), context=file.parent)
     groups = [
         f"# {json.dumps(group.name, ensure_ascii=False)}.config.channel_multiplier = [1, 2]"
-        f"  # now {group.width}"
-        for group in Experiment(config).space.channels.free
+        f"  # now {group.width}\n"
+        for group in Experiment(config, data=data).space.channels.free
     ]
-    write(file, text.replace("# GROUPS", "\n".join(groups)))
+    write(file, re.sub('(# "seq_.*\n)+', lambda _: "".join(groups), text))
