@@ -138,7 +138,8 @@ class Experiment:
 
     def _identity(self) -> fingerprint.Identity:
         version = importlib.metadata.version("labkit")  # another one may train otherwise
-        settings = {"labkit": version, **_flatten(to_tables(self.config)), "task": self.data.task}
+        task = "cls" if self.data.task == "classification" else self.data.task  # its first name
+        settings = {"labkit": version, **_flatten(to_tables(self.config)), "task": task}
         for key in (*PLACES, "strict", *(f"search.strategy.setup.{option}" for option in BUDGET)):
             settings.pop(key, None)
         keeps = self.training is not None and self.training.weights == "keep"

@@ -87,7 +87,7 @@ def outlook(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield "search", f"{setup.n_trials} trials by {setup.sampler}, seed {config.seed}"
     if training is None:
         return
-    n = min(setup.n_trials, size.networks)
+    n = min(setup.n_trials, experiment.n_networks)
     lists = {"seeds": experiment.seeds, "rates": experiment.variants}
     each = "".join(f" × {len(several)} {of}" for of, several in lists.items() if len(several) > 1)
     epochs = f"{training.max_epochs} epochs on {data.x_train.device}"

@@ -88,8 +88,9 @@ class Results:
         """
         elapsed = _elapsed(self.records)
         rows = [self._row(trial) | {"elapsed": elapsed[trial.number]} for trial in self.records]
-        columns = [c for c in COLUMNS if self.description.limits or c != "breaks"]
-        names = dict.fromkeys([*columns, *(key for row in rows for key in row), *self.objectives])
+        names = dict.fromkeys([*COLUMNS, *(key for row in rows for key in row), *self.objectives])
+        if not self.description.limits:
+            del names["breaks"]
         table = Table(rows).reindex(columns=list(names))
         return table.set_index("number").astype({"trained_in": "Int64"})
 
@@ -103,8 +104,7 @@ class Results:
             "seconds": (trial.ended - trial.started).total_seconds(),
             "network": str(record.plan) if record.widths else None,
             "failure": record.failure and record.failure.message,
-            "breaks": ", ".join(m for m, excess in record.constraints.items() if excess > 0)
-            or None,
+            "breaks": ", ".join(m for m, by in record.constraints.items() if by > 0) or None,
             **record.rates,
             **record.software_metrics,
             **(summary(replicates) if replicates else {}),

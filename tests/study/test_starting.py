@@ -141,3 +141,14 @@ def test_what_is_beyond_a_limit_is_not_tried(blobs: Dataset) -> None:
     )
     assert tight.experiment.first == []
     assert tight.experiment.said[1].startswith("the original network is not trained")
+
+
+def test_a_study_that_was_made_before_there_was_any_of_this_goes_on(
+    tables: dict[str, Any], blobs: Dataset
+) -> None:
+    """It knows its settings; a key that it lacks would be one that changed."""
+    plain = Search(tables, data=blobs, baseline=False).store.description.identity
+    assert plain == Search(tables, data=blobs).store.description.identity
+    assert plain.settings["task"] == "cls"
+    new = [key for key in plain.settings if "baseline" in key or "start" in key or "limits" in key]
+    assert new == []
