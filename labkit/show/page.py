@@ -45,6 +45,7 @@ def figures(results: Results) -> list[go.Figure]:
         plots.widths_along_front(results),
         plots.width_importance(results),
         plots.training_curves(histories, about=about),
+        *([plots.parallel_coordinates(results)] if len(results.objectives) > 2 else []),
     ]
     return [figure for figure in drawn if figure.data]
 

@@ -8,22 +8,24 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 from labkit.runtime import quiet_optuna
 from labkit.show import style
 from labkit.show.confusion import confusion_matrix
 from labkit.show.layers import layer_costs, network_drawing
 from labkit.show.pictures import save_image
 from labkit.show.style import conditions, finished, finite, metric_text, text, title
+from labkit.study.front import Front
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.limits import limits_text
 from labkit.study.results import Results
 from labkit.table import shortened
-from labkit.training import main_of
+from labkit.training import direction_of, main_of
 
 __all__ = [
     "conditions", "confusion_matrix", "hypervolume", "layer_costs", "network_drawing",
-    "pareto_front", "save_image", "training_curves", "width_importance", "widths_along_front",
+    "parallel_coordinates", "pareto_front", "save_image", "training_curves", "width_importance",
+    "widths_along_front",
 ]  # fmt: skip
 
 # The report's table of best trials: FLOPs, and accuracy while training.
@@ -32,7 +34,9 @@ PUBLISHED = {352768: 0.680, 512512: 0.680, 832000: 0.681, 2355712: 0.682}
 TREES, NETWORKS = 16, 1000
 
 
-def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
+def pareto_front(
+    results: Results, *, axes: tuple[str, str] | None = None, published: bool = False
+) -> go.Figure:
     """Returns what each network achieves against what it costs, with the Pareto front stepped.
 
     The first maximised objective is on the vertical axis, the first minimised one, or else FLOPs,
@@ -43,12 +47,15 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
 
     Args:
         results: Of a search.
+        axes: The metrics of the vertical and the horizontal axis, in place of these; the front is
+            that of the two.
         published: Add the points of the report's own table.
 
     Raises:
-        LabkitError: `published`, and the axes are not those that the report's figures belong on.
+        LabkitError: An axis was not measured; or `published`, and the axes are not those that the
+            report's figures belong on.
     """
-    quality, cost = _axes(results)
+    quality, cost = _axes(results) if axes is None else _measured(results, axes)
     convention = results.about.get("convention")
     if published and (quality, cost, convention) != ("accuracy", "total_flops", "reference"):
         raise LabkitError(
@@ -56,8 +63,11 @@ def pareto_front(results: Results, *, published: bool = False) -> go.Figure:
             f"'reference', and this search has {quality} against {cost} by {convention!r}"
         )
     networks = _finite(results.networks, quality, cost)
-    on_front = networks.index.isin([trial.number for trial in results.front_trials])
-    stepped = {quality, cost} == set(results.description.directions)
+    on_front = networks.index.isin(
+        [trial.number for trial in results.front_trials] if axes is None
+        else _front_over(results, networks, quality, cost)
+    )  # fmt: skip
+    stepped = axes is not None or {quality, cost} == set(results.description.directions)
     joined = "lines+markers" if stepped else "markers"
     figure = style.Figure()
     for name, rows, mode, colour, size, opacity in (
@@ -103,6 +113,58 @@ def _axes(results: Results) -> tuple[str, str]:
     quality = next((n for n in names if results.objectives[n] == "maximize"), names[0])
     cost = next((n for n in names if n != quality and results.objectives[n] == "minimize"), None)
     return quality, cost or ("total_flops" if "total_flops" in results.trials else names[-1])
+
+
+def _measured(results: Results, axes: Any) -> tuple[str, str]:
+    """Returns two different metrics, once it is checked that they are there."""
+    known = [*results.networks.select_dtypes("number")]
+    found = [metric for metric in known if isinstance(axes, tuple | list) and metric in axes]
+    if len(found) != 2 or len(axes) != 2:
+        said = f"expected two of {', '.join(known)}"
+        raise LabkitError(f"axes: {said}, got {shown(axes)}")
+    return axes[0], axes[1]
+
+
+def _front_over(results: Results, networks: pd.DataFrame, *metrics: str) -> list[int]:
+    """Returns which trials within the limits no other dominates in these metrics."""
+    front: Front[int] = Front(direction_of(metric, results.objectives) for metric in metrics)
+    for number, values in zip(networks.index, networks[[*metrics]].to_numpy(float)):
+        if results.records[number].record.counts:
+            front.add(number, values.tolist())
+    return front.members
+
+
+def parallel_coordinates(results: Results) -> go.Figure:
+    """Returns each network as a line over its widths and its objectives; the front's are blue.
+
+    For three objectives and more, of which a front has only two. In a notebook, a range that is
+    drawn on an axis with the pointer shows the networks within it.
+    """
+    networks = _finite(results.networks, *results.objectives)
+    on_front = networks.index.isin(results.front.index).astype(int)
+    order = on_front.argsort(kind="stable")  # the front's lines are drawn last, above the others
+    widths = pd.DataFrame([results.plan(n).to_dict() for n in networks.index], networks.index)
+    figure = style.Figure()
+    if len(networks):
+        shades = [(0, style.GREY), (1, style.BLUE)]
+        figure.add_parcoords(
+            line={"color": on_front[order], "colorscale": shades, "cmin": 0, "cmax": 1},
+            dimensions=[
+                *(
+                    {"label": text(shortened(str(group), 12)), "values": widths[group].iloc[order],
+                     "tickvals": sorted({*widths[group]})}
+                    for group in widths if widths[group].nunique() > 1
+                ),
+                *(
+                    {"label": text(metric), "values": networks[metric].iloc[order]}
+                    for metric in results.objectives
+                ),
+            ],
+            labelside="bottom",
+            rangefont={"color": "rgba(0,0,0,0)"},  # ticks say as much
+        )  # fmt: skip
+    heading = title(results, "Widths and objectives: ", "blue: networks of the Pareto front")
+    return finished(figure, "No network yet.", title=heading)
 
 
 def _finite(networks: pd.DataFrame, *metrics: str) -> pd.DataFrame:

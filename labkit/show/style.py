@@ -167,7 +167,8 @@ def _dtick(low: float, high: float) -> str | int | None:
 
 def finished(figure: go.Figure, why_empty: str = "", **layout: Any) -> go.Figure:
     """Returns the figure in labkit's look; where it has nothing to draw, it says why."""
-    empty = all(trace.x is None or not len(trace.x) for trace in figure.data)
+    drawn = (getattr(trace, "x", trace.type) for trace in figure.data)
+    empty = all(values is None or not len(values) for values in drawn)
     note = {"text": text(why_empty), "showarrow": False, "font": {"size": 16}}
     figure.update_layout(template=TEMPLATE, annotations=[note] if empty else [], **layout)
     if (more := (figure.layout.title.subtitle.text or "").count("<br>") - 1) > 0:

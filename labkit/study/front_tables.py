@@ -91,12 +91,14 @@ def front_table(results: Results) -> pd.DataFrame:
 
     A column such as `accuracy to original` is there where the original network was trained: a
     difference in points for what is a share, such as an accuracy, and a ratio, `×2.1`, for others.
+    Where networks were trained with several rates, that which counts is a column.
     Objectives with replicates have their spread and ties, as in `best_trials`.
     """
     objectives = results.objectives
     costs = [metric for metric, way in objectives.items() if way == "minimize"]
     front = results.front.sort_values(costs) if costs else results.front
-    table = front[list(objectives)].copy()
+    rates = [key for key in ("learning_rate", "weight_decay") if key in front]
+    table = front[[*objectives, *rates]].copy()
     spread = _spread_and_ties(results)
     if not spread.empty and spread.columns[0] in objectives:
         table[[*spread]] = spread

@@ -156,14 +156,13 @@ class Trainer:
         if self._experiment.training is None:
             yield from ((plan, []) for share in shares for plan in share)
             return
-        candidates = (
-            [c for p in share for c in self._experiment.candidates(p)] for share in shares
-        )
+        trainings = self._experiment.candidates
+        candidates = ([c for plan in share for c in trainings(plan)] for share in shares)
         gathered: dict[Plan, list[Outcome]] = defaultdict(list)
         for outcome in self._outcomes(candidates):
             plan = outcome.candidate.plan
             gathered[plan].append(outcome)
-            if len(gathered[plan]) == len(self._experiment.candidates(plan)):
+            if len(gathered[plan]) == len(trainings(plan)):
                 yield plan, _best(self._experiment, gathered.pop(plan))
 
     def _outcomes(self, shares: Iterator[Sequence[Candidate]]) -> Iterator[Outcome]:

@@ -44,6 +44,35 @@ def test_a_figure_of_hypervolume_has_its_steps_and_its_end(results: Results) -> 
     assert list(steps.y) == pytest.approx([1 / 2, 2 / 3, 2 / 3])
 
 
+def test_a_front_is_of_any_two_metrics(results: Results) -> None:
+    three = study(measured([0.5, 0.75, 0.6, 0.4], [100, 300, 400, 200], f1=[0.4, 0.5, 0.7, 0.3]))
+    dominated, front = plots.pareto_front(three, axes=("f1", "total_flops")).data[:2]
+    assert (list(front.x), list(front.y)) == ([100, 300, 400], [0.4, 0.5, 0.7])
+    assert (list(dominated.x), front.mode) == ([200], "lines+markers")
+    _, front = plots.pareto_front(three, axes=("accuracy", "f1")).data[:2]
+    assert list(front.y) == [0.75, 0.6]  # both are maximised
+    for axes in ("f1", ("f1",), ("f1", "f1"), ("f1", "energy"), ("f1", []), 3):
+        with pytest.raises(LabkitError, match="axes: expected two of .*accuracy, total_flops, f1"):
+            plots.pareto_front(three, axes=axes)  # type: ignore[arg-type]
+
+
+def test_parallel_coordinates_are_widths_and_objectives(tmp_path: Path) -> None:
+    ways: Any = {"accuracy": "maximize", "total_flops": "minimize", "f1": "maximize"}
+    trials = measured([0.5, 0.75, 0.6, math.nan], [100, 300, 400, 200], f1=[0.4, 0.5, 0.4, 0.3])
+    results = study(trials, ways)
+    (lines,) = plots.parallel_coordinates(results).data
+    drawn = {one.label: list(one.values) for one in lines.dimensions}
+    assert [*drawn] == ["a", "b input", *ways]
+    # The front's last, above the others.
+    assert list(lines.line.color) == [0, 1, 1]
+    assert drawn["accuracy"] == [0.6, 0.5, 0.75]
+    assert drawn["a"] == [16, 8, 16]
+    write_page(results, tmp_path / "page.html")
+    assert "parcoords" in (tmp_path / "page.html").read_text()[-200_000:]
+    empty = plots.parallel_coordinates(study([]))
+    assert empty.layout.annotations[0].text == "No network yet."
+
+
 def test_hypervolumes_share_a_reference_point(results: Results) -> None:
     worse = study(measured([0.4] * 4, [100, 300, 400, 200]))
     history = hypervolume_history({"tpe": results, "random": worse})
