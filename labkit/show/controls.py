@@ -45,16 +45,24 @@ class SearchControls(ipw.HBox):
             ipw.Dropdown, "Cost", value=costs[0] if costs else COST_METRICS[0],
             options=[(AXIS_TITLES[name], name) for name in COST_METRICS],
         )  # fmt: skip
+        self._limits = dict(config.search.strategy.limits)
+        limit = self._limits.pop(self.cost.value, None)
+        self.limit = labelled(
+            ipw.Text, "Limit of the cost", value="" if limit is None else f"{limit:.12g}",
+            placeholder="none",
+        )  # fmt: skip
         self.multipliers = {
             layer: labelled(ipw.Text, layer, value=", ".join(f"{m:g}" for m in offered))
             for layer, offered in config.offered.items()
         }
-        for control in self.multipliers.values():
+        self._fields = {"limit": self.limit, **self.multipliers}
+        for control in self._fields.values():
             control.add_class("labkit-field")
             control.observe(lambda change: change["owner"].remove_class(WRONG), "value")
-        self._untouched = {c: c.value for c in (self.cost, *self.multipliers.values())}
+        self._untouched = {c: c.value for c in (self.cost, *self._fields.values())}
         left = [
-            self.trials, self.epochs, self.learning_rate, self.replicates, self.sampler, self.cost
+            self.trials, self.epochs, self.learning_rate, self.replicates, self.sampler, self.cost,
+            self.limit,
         ]  # fmt: skip
         fields = ipw.VBox([*self.multipliers.values()], layout=ipw.Layout(max_height="14em"))
         right = [ipw.Label("Multipliers offered for each layer"), fields]
@@ -66,12 +74,14 @@ class SearchControls(ipw.HBox):
         """The configuration that the controls ask for.
 
         Raises:
-            LabkitError: The list of a layer's multipliers is not one of numbers.
+            LabkitError: The limit, or a layer's multipliers, are no numbers.
         """
         metrics = self._config.search.strategy.metrics.items()
         kept = {name: one.direction for name, one in metrics if name not in COST_METRICS}
         moved = {control for control, value in self._untouched.items() if control.value != value}
         trains = self._config.training is not None
+        limit = self.limit.value.replace(",", "").strip()
+        bound = dict(zip([self.cost.value], _numbers("limit", limit))) if limit else {}
         return self._config.replace(
             n_trials=self.trials.value,
             max_epochs=self.epochs.value if trains else None,
@@ -79,6 +89,7 @@ class SearchControls(ipw.HBox):
             replicates=self.replicates.value if trains else None,
             sampler=self.sampler.value,
             objectives=kept | {self.cost.value: "minimize"} if self.cost in moved else None,
+            limits=self._limits | bound if moved & {self.cost, self.limit} else None,
             offered={
                 layer: _numbers(layer, control.value)
                 for layer, control in self.multipliers.items()
@@ -88,8 +99,8 @@ class SearchControls(ipw.HBox):
 
     def mark(self, error: LabkitError) -> None:
         """Marks the fields that an error names, until they are changed."""
-        for layer, control in self.multipliers.items():
-            if layer in str(error):
+        for name, control in self._fields.items():
+            if name in str(error):
                 control.add_class(WRONG)
 
 

@@ -89,7 +89,17 @@ def test_controls_that_nobody_moved_change_nothing(tables: dict[str, Any]) -> No
     assert controls.config.search.strategy.metrics == config.search.strategy.metrics
     controls.cost.value = "parameters"
     assert list(controls.config.search.strategy.metrics) == ["accuracy", "parameters"]
-    del strategy["sw_runner"]["basic_train"]
+    strategy["limits"] = {"accuracy": 0.5, "total_bitops": 1234567}
+    controls = SearchControls(load_config({"model": "jsc-toy", "dataset": "jets", **tables}))
+    assert controls.limit.value == "1234567"
+    assert controls.config.search.strategy.limits == strategy["limits"]
+    controls.limit.value = "1,000"
+    assert controls.config.search.strategy.limits == {"accuracy": 0.5, "total_bitops": 1000}
+    controls.cost.value, controls.limit.value = "parameters", "500"
+    assert controls.config.search.strategy.limits == {"accuracy": 0.5, "parameters": 500}
+    controls.limit.value = " "
+    assert controls.config.search.strategy.limits == {"accuracy": 0.5}
+    del strategy["sw_runner"]["basic_train"], strategy["limits"]
     strategy["metrics"] = {"total_flops": minimized}
     config = load_config({"model": "jsc-toy", "dataset": "jets", **tables})
     assert SearchControls(config).config == config  # nothing begins to train
@@ -203,6 +213,14 @@ def test_errors_are_said_in_words_and_escaped(panel: SearchPanel) -> None:
     assert not panel.launch.disabled
     field.value = "1, 2"
     assert WRONG not in field._dom_classes
+    for value, message in (
+        ("low", "limit: expected numbers like"), ("1", "none is within total_flops ≤ 1 of 16"),
+    ):  # fmt: skip
+        panel.controls.limit.value = value
+        assert WRONG not in panel.controls.limit._dom_classes
+        panel.launch.click()
+        assert message in panel.message.value
+        assert WRONG in panel.controls.limit._dom_classes
 
 
 def test_a_page_that_is_opened_later_shows_the_figures_of_now(panel: SearchPanel) -> None:
