@@ -12,7 +12,8 @@ Three questions, on the space of 2,401 networks and the report's:
   Gaussian process over widths and accuracy so far gives little hope: less than a tenth of what the
   best untried network is expected to add, by epoch? Its place goes to another one, or the stack
   goes on with the others. An oracle, which knows how a training ends, bounds what any model wins.
-- What does a refilled stack cost, and what would it save where networks have patience?
+- Where networks have patience, what does a stack save that is narrowed to those that go on, and
+  what would one that is refilled, with rows and steps of each network's own?
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from budgets import (
 from labkit.study import dominated_volume
 from labkit.study.known_cost import _fit, _gains, _warped
 from labkit.training import fit_stack, loop, train_stack
-from labkit.transform import Plan, apply, find_channels
+from labkit.transform import apply, find_channels
 
 LAST = RUNGS[-1]
 STOP_AT, HOPE = 5, 0.1  # chosen on the seeds that are shown, so that they flatter it
@@ -252,7 +253,7 @@ def show_predictors(table: Table, clock: Clock) -> None:
     def both(accuracy: Floats) -> float:
         return left(_log_gap(accuracy), accuracy)
 
-    rows = np.random.default_rng(0).choice(len(ends), 64, replace=False)
+    rows = np.random.default_rng(0).choice(len(ends), 256, replace=False)
     plans, (model, _) = list(table.index), make_space(HIDDEN)
     again = train_stack(model, [plans[row] for row in rows], make_data(HIDDEN), JETS, seeds=1)
     other = np.array([one.history[-1]["accuracy"] for one in again])
@@ -263,7 +264,7 @@ def show_predictors(table: Table, clock: Clock) -> None:
     for epochs in (1, 3, 5, 7):
         print(f"| widths, accuracy after {epochs} | {both(table.accuracy[:, epochs - 1]):.2f} |")
     noise = (_log_gap(np.minimum(other, ends.max()), ends.max()) - u[rows]).std() / math.sqrt(2)
-    print(f"| all but what seeds change (64 networks with another one) | {noise:.2f} |")
+    print(f"| all but what seeds change (256 networks with another one) | {noise:.2f} |")
 
 
 class OwnSteps(torch.optim.Optimizer):
@@ -337,26 +338,35 @@ def refill_overhead() -> float:
     return medians["both"] / medians["as it is"]
 
 
-def show_patience() -> None:
-    """Prints how many epochs networks train that have patience."""
-    print("\n| space | schedule | epochs, patience | epochs of a network | longest of 16 / mean |")
-    print("|:--|:--|:--|:--|--:|")
-    for name, schedule in itertools.product((REPORT, HIDDEN), ("linear", "constant")):
+def show_patience(overhead: float) -> None:
+    """Prints what narrowing a stack saves where networks have patience, and refilling it would."""
+    columns = "epochs of a network | as it was, s | narrowed, s | times | refilled, at most"
+    print(f"\n| space | rows | rate | {columns} |\n|:--|--:|--:|:--|--:|--:|--:|--:|")
+    for name, (rows, rate) in itertools.product(
+        (REPORT, HIDDEN), ((20_000, 1e-3), (20_000, 1e-2), (2_000, 1e-2))
+    ):
         model, space = make_space(name)
-        plans: list[Plan] = list(space.networks)[:: max(len(space.networks) // 32, 1)][:32]
-        for most, patience in ((15, 2), (30, 3)):
-            settings = JETS.model_copy(
-                update={"max_epochs": most, "patience": patience, "lr_scheduler": schedule}
-            )
-            stacks = [
-                [len(o.history) for o in train_stack(model, part, make_data(name), settings)]
-                for part in (plans[:ROUND], plans[ROUND:])
-                if part
-            ]
-            every = [n for stack in stacks for n in stack]
-            gain = statistics.mean(map(max, stacks)) / statistics.mean(every)
-            epochs = f"{min(every)} to {max(every)}, mean {statistics.mean(every):.1f}"
-            print(f"| {name} | {schedule} | {most}, {patience} | {epochs} | {gain:.2f} |")
+        plans = list(space.networks)[:: len(space.networks) // ROUND][:ROUND]
+        settings = JETS.model_copy(
+            update={
+                "max_epochs": 50, "patience": 3, "lr_scheduler": "constant",
+                "learning_rate": rate, "num_samples": rows,
+            }
+        )  # fmt: skip
+        data, times = make_data(name), defaultdict[float, list[float]](list)
+        for narrowed in 3 * (0.0, loop.NARROWED):
+            start = time.process_time()
+            with mock.patch.object(loop, "NARROWED", narrowed):
+                trained = train_stack(model, plans, data, settings)
+            times[narrowed].append(time.process_time() - start)
+        epochs = [len(one.history) for one in trained]
+        mean, (before, after) = statistics.mean(epochs), map(min, times.values())
+        print(
+            f"| {name} | {rows:,} | {rate} | {min(epochs)} to {max(epochs)}, mean {mean:.1f} | "
+            f"{before:.1f} | {after:.1f} | {before / after:.2f} | "
+            f"{max(epochs) / mean / overhead:.2f} |",
+            flush=True,
+        )
 
 
 def show(clock: Clock) -> None:
@@ -366,7 +376,7 @@ def show(clock: Clock) -> None:
     table = make_table(HIDDEN)
     show_predictors(table, clock)
     overhead = refill_overhead()
-    show_patience()
+    show_patience(overhead)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         jobs = [(seed, clock, overhead) for seed in range(SEEDS)]
         found = pd.concat(pool.starmap(simulate, jobs, chunksize=1))

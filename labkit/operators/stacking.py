@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from labkit.operators.base import operator_of
@@ -29,6 +29,7 @@ class Stack(StackBuilder):
 
     def __init__(self, traced: GraphModule, candidates: Sequence[nn.Module]):
         super().__init__(candidates)
+        self.traced = traced
         _check_modules(candidates[0])
         for node in traced.graph.nodes:
             self._visit(node)
@@ -54,7 +55,7 @@ class Stack(StackBuilder):
                 raise NotStackable(f"{describe(node)} mixes channels, or labkit does not know it")
             self.tensors[node] = stacked
 
-    def spread(self, x: torch.Tensor, order_of: torch.Tensor) -> torch.Tensor:
+    def spread(self, x: Tensor, order_of: Tensor) -> Tensor:
         """Returns the input of the network.
 
         Args:
@@ -77,6 +78,37 @@ class Stack(StackBuilder):
                 tensor.copy_(padded[index][real[index]].reshape(tensor.shape))
             elif name in stacked:  # a count of batches
                 tensor.copy_(stacked[name])
+
+    @torch.no_grad()
+    def narrowed(self, places: Sequence[int]) -> tuple[Stack, Callable[[str, Tensor], Tensor]]:
+        """Returns a stack of some of its candidates, as they are in this one.
+
+        Args:
+            places: The indices of these candidates.
+
+        Returns:
+            The stack; and what becomes in it of a tensor that has the shape of a parameter or
+            buffer of this one, which is named.
+        """
+        narrow = Stack(self.traced, [self.candidates[place] for place in places])
+        narrow.network.to(next(self.network.parameters()).device)
+        alone, old, new = (
+            module.state_dict() for module in (self.candidates[0], self.network, narrow.network)
+        )
+
+        def moved(name: str, tensor: Tensor) -> Tensor:
+            if name not in self.real:  # a count of batches
+                return tensor
+            before, after = self.real[name], narrow.real[name]
+            rest = alone[name].shape[before.ndim - 1 :]
+            padded = tensor.reshape(before.shape + rest)
+            result = tensor.new_zeros(after.shape + rest)
+            result[after] = torch.cat([padded[place][before[place]] for place in places])
+            return result.view_as(new[name])
+
+        for name in alone.keys() & new.keys():
+            new[name].copy_(moved(name, old[name]))
+        return narrow, moved
 
 
 def _check_modules(network: nn.Module) -> None:

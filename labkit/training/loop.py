@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from labkit.data.dataset import Dataset
 from labkit.errors import LabkitError, in_words, shown
@@ -35,6 +36,8 @@ from labkit.training.settings import (
     make_scheduler,
     n_steps,
 )  # fmt: skip
+
+NARROWED = 0.75  # the share of a stack's networks with which it goes on without the others
 
 
 @dataclass
@@ -112,6 +115,14 @@ class Learner:
         if not now:
             self.network.load_state_dict(self._kept)
 
+    def narrow(self, places: Sequence[int], optimizer: Optimizer) -> None:
+        """Leaves networks that have ended out of the module and the optimizer.
+
+        Args:
+            places: The indices in the module of those that stay.
+            optimizer: Of its parameters.
+        """
+
 
 def fit(
     learner: Learner,
@@ -123,19 +134,21 @@ def fit(
     on_step: Callable[[], None] | None = None,
 ) -> list[Trained]:
     """Trains the networks of a learner; see `train` and `labkit.training.stack.fit_stack`."""
-    network, settings = learner.network, each[0]
+    settings = each[0]
     x, y = data.x_train[: settings.num_samples], data.y_train[: settings.num_samples]
     with in_words(f"seed: expected a whole number below 2**64, got {shown(seeds)}"):
         generators = [torch.Generator().manual_seed(seed) for seed in dict.fromkeys(seeds)]
     loss = make_loss(data, settings)
-    optimizer = make_optimizer(network, settings, each)
+    of_places = [*each]  # of the networks that are in the module, in their places
+    optimizer = make_optimizer(learner.network, settings, of_places)
     scheduler = make_scheduler(optimizer, len(x), settings)
     trained = [Trained(model) for model in learner.models]
     running = list(range(len(trained)))
+    places = [*running]
     with kept_memory(), seeded_training(seeds[0]):  # Dropout draws from the global generator
         while running:
-            network.train()
-            loss_sum, right = torch.zeros(2, len(trained), dtype=torch.float64, device=x.device)
+            network = learner.network.train()
+            loss_sum, right = torch.zeros(2, len(places), dtype=torch.float64, device=x.device)
             order = torch.stack([epoch_order(len(x), settings, g) for g in generators]).to(x.device)
             for rows in order.split(settings.batch_size, dim=1):
                 if on_step is not None:
@@ -156,7 +169,8 @@ def fit(
             means |= {"train_accuracy": right / n_rows} if data.classes else {}
             network.eval()
             with torch.no_grad():
-                latest = by_network(means | scores(learner.logits(data.x_val), data.y_val, loss))
+                now = means | scores(learner.logits(data.x_val), data.y_val, loss)
+            latest = dict(zip(places, by_network(now)))
             ended = [i for i in running if not trained[i].goes_on(latest[i], each[i])]
             well = {i: latest[i] for i in running if trained[i].failure is None}
             if on_epoch is not None and well:
@@ -164,11 +178,14 @@ def fit(
             for i in [*running]:
                 counts = trained[i].counts(settings)
                 if i in ended:
-                    learner.release(i, now=counts)
+                    learner.release(places.index(i), now=counts)
                     trained[i].measure(data, settings)
                     running.remove(i)
                 elif counts and settings.select == "best":
-                    learner.keep(i)
+                    learner.keep(places.index(i))
+            if running and len(running) <= NARROWED * len(places):
+                learner.narrow([places.index(i) for i in running], optimizer)
+                places, of_places[:] = [*running], [each[i] for i in running]
     return trained
 
 

@@ -1,5 +1,6 @@
 """How a network is trained: the settings, and the optimizer, schedule and order that they mean."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -92,7 +93,7 @@ def make_optimizer(
     Args:
         model: A network, or a stack of them.
         settings: Of the network, or of the first one.
-        each: Of each network of a stack, whose rates may differ.
+        each: Of each network of a stack, whose rates may differ; narrowed together with it.
     """
     differ = len({(one.learning_rate, one.weight_decay) for one in each}) > 1
     options: dict[str, Any] = {"momentum": 0.9} if settings.optimizer == "sgd" else {}
@@ -125,20 +126,22 @@ def _scale_steps(optimizer: Optimizer, each: Sequence[TrainSettings]) -> None:
         each_row = like.new_tensor(values).repeat_interleave(len(like) // len(values))
         return each_row.reshape(-1, *[1] * (like.ndim - 1))
 
-    shares = [column([one.learning_rate / largest for one in each], p) for p in parameters]
-    decays = [column([one.weight_decay for one in each], p) for p in parameters]
+    @functools.lru_cache(1)
+    def columns(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shares, decays = zip(*((one.learning_rate / largest, one.weight_decay) for one in each))
+        return [(column(shares, parameter), column(decays, parameter)) for parameter in parameters]
 
     @torch.no_grad()
     def remember(*_: object) -> None:
         before[:] = [parameter.clone() for parameter in parameters]
-        for parameter, decay in zip(parameters, decays):
+        for parameter, (_share, decay) in zip(parameters, columns(len(each))):
             if parameter.grad is not None and not decoupled:
                 parameter.grad.addcmul_(parameter, decay)
 
     @torch.no_grad()
     def scale(*_: object) -> None:
         rate = optimizer.param_groups[0]["lr"]
-        for parameter, was, share, decay in zip(parameters, before, shares, decays):
+        for parameter, was, (share, decay) in zip(parameters, before, columns(len(each))):
             step = parameter.sub_(was)
             if parameter.grad is not None and decoupled:
                 step.addcmul_(was, decay, value=-rate)

@@ -14,6 +14,7 @@ from dataclasses import replace
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from labkit.data.dataset import Dataset
 from labkit.errors import DivergenceError, LabkitError, in_words
@@ -156,6 +157,18 @@ class _Together(Learner):
     def release(self, index: int, *, now: bool) -> None:
         if now:
             self.stack.unload(index)
+
+    def narrow(self, places: Sequence[int], optimizer: Optimizer) -> None:
+        self.stack, moved = self.stack.narrowed(places)
+        before, self.network = self.network, self.stack.network
+        self.order_of = self.order_of[list(places)]
+        after = dict(self.network.named_parameters())
+        for name, parameter in before.named_parameters():
+            state = optimizer.state.pop(parameter, {})
+            optimizer.state[after[name]] = {
+                key: moved(name, value) if value.ndim else value for key, value in state.items()
+            }
+        optimizer.param_groups[0]["params"][:] = after.values()
 
 
 def stack_width(

@@ -1,6 +1,7 @@
 """Training on any device: what can be seen without one, and what runs where there is CUDA."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,11 @@ def test_a_step_mixes_no_devices_and_waits_for_none(
     def numbers(metrics: dict[str, torch.Tensor]) -> list[dict[str, float]]:
         [n] = {len(values) for values in metrics.values()}
         assert {values.device.type for values in metrics.values()} == {"meta"}
-        return [{"loss": 1.0, **dict.fromkeys(metrics, 1.0)} for _ in range(n)]
+        told.append(n)
+        every = [{"loss": 1.0, **dict.fromkeys(metrics, 1.0)} for _ in range(n)]
+        return [{"loss": math.nan, "train_loss": math.nan}, *every[1:]] if n > 1 else every
 
+    told: list[int] = []
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     monkeypatch.setattr(  # fused ones are not written for it
         loop, "make_optimizer", lambda network, *_: kinds[optimizer](network.parameters())
@@ -77,7 +81,8 @@ def test_a_step_mixes_no_devices_and_waits_for_none(
     stacked = train_stack(model, plans, data, settings, seeds, channels=channels)
     alone = apply(model, plans[0], channels=channels).to("meta")
     train(alone, data, settings)
-    for network in (stacked[0].model, alone):
+    assert told == [len(plans), len(plans) - 1, 1, 1]  # one diverges, and leaves the stack
+    for network in (stacked[1].model, alone):
         assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
 
 
