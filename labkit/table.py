@@ -70,10 +70,13 @@ def print_table(table: pd.DataFrame) -> None:
     cells, live = _as_words(table.reset_index(), str), sys.stdout.isatty()
     console = Console(width=None if live else 10_000, highlight=False, markup=False, emoji=False)
     grid = Grid(
-        box=box.SIMPLE_HEAD if live else None, header_style="bold", padding=(0, 1), pad_edge=False
-    )
+        box=box.SIMPLE_HEAD if live else None, padding=(0, 0 if live else 2, 0, 0),
+        show_edge=False, pad_edge=False, header_style="bold",
+    )  # fmt: skip
     for i, name in enumerate(cells.columns):
-        grid.add_column(name, justify="right", style="cyan" if i == 0 else "", overflow="fold")
+        style = "cyan" if i == 0 else "dim" if name.endswith("to original") else ""
+        head = name.replace(" to ", "\nto ") if live else name
+        grid.add_column(head, justify="right", style=style, overflow="fold")
     for row in cells.itertuples(index=False):
         grid.add_row(*row)
     console.print(grid)

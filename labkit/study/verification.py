@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from labkit import names, runtime
 from labkit.checks import as_path
@@ -22,9 +22,11 @@ from labkit.study.executor import LocalExecutor, Task
 from labkit.study.experiment import Experiment
 from labkit.study.fingerprint import difference
 from labkit.study.networks import load_best, stack_of
+from labkit.study.progress import Progress
 from labkit.study.record import Candidate, Metrics, Outcome
 from labkit.study.results import Results
 from labkit.study.runs import here, read_runs
+from labkit.study.session import bar
 from labkit.study.studies import open_study
 from labkit.training import evaluate, main_of
 
@@ -121,12 +123,14 @@ def _other_search(results: Results, experiment: Experiment) -> str | None:
 def _train(task: Task, candidates: Sequence[Candidate], progress: bool) -> dict[Candidate, Outcome]:
     """Trains candidates in one stack, or one alone."""
     executor = LocalExecutor(stackable=len(candidates) > 1)
-    with tqdm(unit="epoch", disable=not progress) as bar:
+    ahead = Progress(len(candidates), epochs=task.settings.max_epochs)
+    with bar(ahead) if progress else contextlib.nullcontext(lambda: None) as show:
 
-        def advance(_: object) -> None:
-            bar.update()
+        def on_epoch(metrics: Mapping[Candidate, Metrics]) -> None:
+            ahead.on_epoch(metrics)
+            show()
 
-        return {o.candidate: o for o in executor.run(task, [candidates], on_epoch=advance)}
+        return {o.candidate: o for o in executor.run(task, [candidates], on_epoch=on_epoch)}
 
 
 def _by_metric(

@@ -1,6 +1,9 @@
 """Tables of a network and of its plans."""
 
+import io
 import math
+import re
+import sys
 from typing import Any
 
 import pandas as pd
@@ -130,3 +133,25 @@ def test_a_printed_table_holds_names_as_they_are(capsys: pytest.CaptureFixture[s
     assert lines == [
         ["index", "name", "flops"], ["0", "a<b", "&", "c", "1,000"], ["1", "x" * 60, "2"],
     ]  # fmt: skip
+
+
+def test_a_table_fits_a_terminal_and_is_coloured_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "40"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    columns = {
+        "accuracy": 0.3648, "total_flops": 1113, "accuracy to original": "+13.6 points",
+        "total_flops to original": "×2.67", "seq_blocks_2": 64, "seq_blocks_5": 16,
+    }  # fmt: skip
+    print_table(pd.DataFrame(columns, index=pd.Index([10], name="trial")))
+    *_, row = screen.getvalue().splitlines()
+    assert "\x1b[36m" in row
+    words = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert max(map(len, words)) <= 80
+    assert words[-1].split() == ["10", "0.3648", "1,113", "+13.6", "points", "×2.67", "64", "16"]
