@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -82,6 +83,13 @@ def _keys(kind: type[BaseModel], location: list[str]) -> list[str]:
         kinds = (annotation, *get_args(annotation))
         kind = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return list(kind.model_fields)
+
+
+def plain(value: object) -> object:
+    """Returns a number, such as one of NumPy's, as TOML can hold it; all else as it is."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
 
 
 def as_path(key: str, given: object) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import numbers
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from labkit.checks import Table, checked, readable
+from labkit.checks import Table, checked, plain, readable
 from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
@@ -40,6 +39,7 @@ from labkit.training.metrics import METRICS, find_metric
 
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
+Bound = Annotated[float, BeforeValidator(plain), Field(strict=True, allow_inf_nan=False)]
 DEFAULT_PROJECT = "labkit"
 # What runners that train take from the top of a configuration, where their own tables are silent.
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
@@ -132,9 +132,7 @@ class StrategyTable(Table):
     hw_runner: dict[str, dict[str, Any]] = Field(default_factory=dict)
     setup: SetupTable = SetupTable()
     metrics: dict[str, MetricTable] = Field(min_length=1)
-    limits: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)]] = Field(
-        default_factory=dict
-    )
+    limits: dict[str, Bound] = Field(default_factory=dict)
 
 
 class SearchTable(Table):
@@ -269,8 +267,7 @@ class SearchConfig(Reading):
 
         Args:
             objectives: Metric → `"maximize"` or `"minimize"`. What measures them is added.
-            limits: Metric → what a network may have at most, or, where more is better, at least.
-                What measures them is added.
+            limits: As `StrategyTable` has them. What measures them is added.
             widths: Replaces the space by one choice for each group of channels: a list of
                 multipliers for all, or layer, group or pattern → a list.
             offered: Layer → multipliers, in place of those in the space's tables.
@@ -292,10 +289,8 @@ class SearchConfig(Reading):
         if objectives is not None:
             _set_objectives(strategy, objectives)
         if limits is not None:
-            if not isinstance(limits, Mapping):
-                raise LabkitError(f"limits: expected metric → bound, got {shown(limits)}")
-            strategy["limits"] = {metric: _plain(bound) for metric, bound in limits.items()}
-            _add_runners(strategy, limits)
+            strategy["limits"] = limits
+            _add_runners(strategy, limits if isinstance(limits, Mapping) else ())
         if widths is not None:
             tables["search"]["search_space"] = _space_of(widths)
         for layer, multipliers in (offered or {}).items():
@@ -358,17 +353,10 @@ def _space_of(widths: Widths) -> dict[str, Any]:
         "name": "transform/channel_multiplier",
         "setup": {"by": "name"},
         "seed": {
-            key: {"config": {"channel_multiplier": [_plain(value) for value in values]}}
+            key: {"config": {"channel_multiplier": [plain(value) for value in values]}}
             for key, values in ({"default": [1]} | lists).items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    """Returns a number, such as one of NumPy's, as TOML can hold it."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
-    return value
 
 
 def simple_tables(widths: Widths, metric: str = "accuracy") -> dict[str, Any]:

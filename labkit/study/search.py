@@ -297,22 +297,13 @@ def _left(search: Search) -> tuple[int, int]:
 
 
 def search(
-    config: str | Path | Mapping[str, Any] | SearchConfig | None = None,
-    *,
-    model: nn.Module | None = None,
-    data: Dataset | None = None,
-    widths: Widths | None = None,
-    trials: int | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-    objectives: Mapping[str, str] | None = None,
-    folder: str | Path | None = None,
-    storage: str | BaseStorage | None = None,
-    executor: AnyExecutor | None = None,
-    shared: bool = False,
-    progress: bool = True,
-    **settings: Any,
-) -> Results:
+    config: str | Path | Mapping[str, Any] | SearchConfig | None = None, *,
+    model: nn.Module | None = None, data: Dataset | None = None, widths: Widths | None = None,
+    trials: int | None = None, epochs: int | None = None, seed: int | None = None,
+    objectives: Mapping[str, str] | None = None, folder: str | Path | None = None,
+    storage: str | BaseStorage | None = None, executor: AnyExecutor | None = None,
+    shared: bool = False, progress: bool = True, **settings: Any,
+) -> Results:  # fmt: skip
     """Makes a `Search` and runs it; see there for the arguments.
 
     With a folder it leaves `study.db`, `log.json`, `best.json`, `trials.csv`, `best.md`,
@@ -332,10 +323,9 @@ def search(
 
 
 def _config(
-    config: str | Path | Mapping[str, Any] | SearchConfig | None,
-    model: nn.Module | None,
+    config: str | Path | Mapping[str, Any] | SearchConfig | None, model: nn.Module | None,
     data: Dataset | None,
-) -> SearchConfig:
+) -> SearchConfig:  # fmt: skip
     """Returns a checked configuration; a network and a data set of one's own need no names."""
     if config is None:
         if model is None or data is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationInfo
 
+from labkit.checks import plain
 from labkit.errors import LabkitError, shown
 from labkit.study.space import UNCHANGED, SearchSpaceBase
 from labkit.transform import Channels, Plan, resolution_of
@@ -31,17 +32,14 @@ def start_tables(given: object, info: ValidationInfo) -> Any:
     return [_table(one) for one in given]
 
 
-def _table(network: object) -> dict[str, float]:
+def _table(network: object) -> dict[str, object]:
     widths = network.to_dict() if isinstance(network, Plan) else network
     if not isinstance(widths, Mapping) or not widths:
         raise ValueError(f"expected {WIDTHS}, got {shown(network)}")
     for layer, width in widths.items():
         if isinstance(width, bool) or not isinstance(width, Real):
             raise ValueError(f"{layer}: expected channels or a multiplier, got {shown(width)}")
-    return {
-        str(layer): int(width) if isinstance(width, Integral) else float(width)
-        for layer, width in widths.items()
-    }
+    return {str(layer): plain(width) for layer, width in widths.items()}
 
 
 def with_networks(config: SearchConfig) -> SearchConfig:

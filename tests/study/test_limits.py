@@ -180,7 +180,7 @@ def test_a_limit_is_at_most_unless_more_is_better(tables: dict[str, Any]) -> Non
         ({"total_flops": math.nan}, "limits.total_flops: expected a finite number, got nan"),
         ({"total_flops": True}, "limits.total_flops: expected a valid number, got True"),
         ({"total_flops": "9"}, "limits.total_flops: expected a valid number, got '9'"),
-        (["total_flops"], r"limits: expected metric → bound, got \['total_flops'\]"),
+        (["total_flops"], r"limits: expected a valid dictionary, got \['total_flops'\]"),
     ],
 )
 def test_a_wrong_limit_is_named(
