@@ -28,7 +28,7 @@ from labkit.study.limits import Limits, bounds_of
 from labkit.study.record import Candidate, Failure, FailureKind, Metrics, Outcome, Record, Source
 from labkit.study.runners import CandidateNetwork, as_number, basic_computations, measure
 from labkit.study.space import get_space
-from labkit.study.starting import first_networks
+from labkit.study.starting import first_networks, with_networks
 from labkit.study.studies import Description
 from labkit.training import check_fit, selected
 from labkit.transform import Plan, find_channels, get_model
@@ -85,13 +85,14 @@ class Experiment:
             load_weights(self.model, config.load_name)
         self.data = data.to(device_of(config.accelerator))
         channels = find_channels(self.model, data.x_val[:1])
-        self.config = fitted(config, channels)
+        self.config = with_networks(fitted(config, channels))
         table = self.config.search.search_space
         self.space = get_space(table.name)(channels, table.setup, table.seed)
         self.space.check_searchable()
-        self.limits = Limits(bounds_of(config.search.strategy), self.counted)
+        strategy = self.config.search.strategy
+        self.limits = Limits(bounds_of(strategy), self.counted)
         self.n_networks, said = self.limits.within(self.space)
-        self.first, left_out = first_networks(config.search.strategy.setup, self.space, self.limits)
+        self.first, left_out = first_networks(strategy.setup, self.space, self.limits)
         self.said = [line for line in (said, *left_out) if line]
 
     @property

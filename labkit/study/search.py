@@ -34,7 +34,6 @@ from labkit.study.results import Results
 from labkit.study.runs import add_run
 from labkit.study.session import bar, session
 from labkit.study.space import SearchSpaceBase
-from labkit.study.starting import with_networks
 from labkit.study.storage import as_url, named
 from labkit.study.store import Store
 from labkit.study.studies import kept_in
@@ -103,7 +102,7 @@ class Search:
         if isinstance(kept, str):  # the folder remembers it
             kept = as_url(kept)
             checked = checked.replace(storage=kept)
-        self.experiment = Experiment(with_networks(checked), model, data)
+        self.experiment = Experiment(checked, model, data)
         setup = checked.search.strategy.setup
         self._stopping = threading.Event()
         self.progress: Progress | None = None

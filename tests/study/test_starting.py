@@ -9,6 +9,7 @@ import pytest
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study.config import load_config
+from labkit.study.experiment import Experiment
 from labkit.study.record import Source
 from labkit.study.results import Results
 from labkit.study.search import Search, search
@@ -89,6 +90,9 @@ def test_what_one_wants_tried_comes_next(blobs: Dataset, tmp_path: Path) -> None
     # A folder stands for its front, and is not asked again: the new one can be continued alone.
     other = run(blobs, start_from=tmp_path / "one", trials=6, baseline=False, folder=tmp_path / "b")
     assert [trial.record.widths for trial in other.records[: len(front)]] == front
+    named = load_config(tmp_path / "b" / "config.toml").replace(start_from=str(tmp_path / "one"))
+    first = Experiment(named, get_model("jsc-toy"), blobs).first  # as `labkit show` makes one
+    assert [plan.to_dict() for plan in first] == front
     (tmp_path / "one").rename(tmp_path / "elsewhere")
     config = load_config(tmp_path / "b" / "config.toml").replace(n_trials=7)
     again = Search(config, model=get_model("jsc-toy"), data=blobs, folder=tmp_path / "b")
