@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from labkit.errors import LabkitError, in_words
 from labkit.show.style import Figure, finished, subtitle, text
-from labkit.training.metrics import logits_of
+from labkit.training.metrics import logits_of, said_class
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def confusion_matrix(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[s
     Rows are true classes and add up to 1; columns are what the network says.
 
     Args:
-        model: Maps `x` to logits `[rows, classes]`. It is left in evaluation mode.
+        model: Maps `x` to logits `[rows, classes]`, or to one of two classes. It is left in evaluation mode.
         x: `[rows, …]`.
         y: int64 `[rows]`, each an index into `classes`.
         classes: Their names.
@@ -29,10 +29,9 @@ def confusion_matrix(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[s
         >>> plots.confusion_matrix(network, data.x_test, data.y_test, data.classes)
     """
     with in_words("model: it does not take these rows, or its logits do not fit the labels"):
-        [logits] = logits_of(model.eval(), x)
-        said = logits.max(dim=0).indices
-        pairs = torch.bincount(y * len(logits) + said, minlength=len(logits) ** 2)
-        counts = pairs.view(len(logits), len(logits))
+        logits = logits_of(model.eval(), x)
+        [said], n = said_class(logits), max(logits.shape[1], 2)
+        counts = torch.bincount(y * n + said, minlength=n**2).view(n, n)
     if len(counts) != len(classes):
         raise LabkitError(f"classes: expected {len(counts)} names, got {len(classes)}")
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)

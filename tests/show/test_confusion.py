@@ -22,6 +22,15 @@ def test_shares_are_those_of_scikit_learn(blobs: Dataset) -> None:
     assert list(figure.data[0].y) == [str(name) for name in blobs.classes]
 
 
+def test_one_logit_is_of_two_classes(blobs: Dataset) -> None:
+    torch.manual_seed(0)
+    model, y = nn.Linear(16, 1), (blobs.y_val > 2).long()
+    said = model(blobs.x_val)[:, 0] > 0
+    expected = sklearn.metrics.confusion_matrix(y, said, normalize="true")
+    figure = confusion_matrix(model, blobs.x_val, y, ["low", "high"])
+    assert np.allclose(figure.data[0].z, expected)
+
+
 def test_a_class_without_rows_has_no_shares(blobs: Dataset) -> None:
     some = blobs.y_val > 0
     figure = confusion_matrix(nn.Linear(16, 5), blobs.x_val[some], blobs.y_val[some], "abcde")
