@@ -17,7 +17,8 @@ def confusion_matrix(model: nn.Module, x: Tensor, y: Tensor, classes: Sequence[s
     Rows are true classes and add up to 1; columns are what the network says.
 
     Args:
-        model: Maps `x` to logits `[rows, classes]`, or to one of two classes. It is left in evaluation mode.
+        model: Maps `x` to logits `[rows, classes]`, or `[rows, 1]` of two classes. It is left in
+            evaluation mode.
         x: `[rows, …]`.
         y: int64 `[rows]`, each an index into `classes`.
         classes: Their names.

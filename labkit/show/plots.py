@@ -120,8 +120,7 @@ def _measured(results: Results, axes: Any) -> tuple[str, str]:
     known = [*results.networks.select_dtypes("number")]
     found = [metric for metric in known if isinstance(axes, tuple | list) and metric in axes]
     if len(found) != 2 or len(axes) != 2:
-        said = f"expected two of {', '.join(known)}"
-        raise LabkitError(f"axes: {said}, got {shown(axes)}")
+        raise LabkitError(f"axes: expected two of {', '.join(known)}, got {shown(axes)}")
     return axes[0], axes[1]
 
 
@@ -144,24 +143,19 @@ def parallel_coordinates(results: Results) -> go.Figure:
     on_front = networks.index.isin(results.front.index).astype(int)
     order = on_front.argsort(kind="stable")  # the front's lines are drawn last, above the others
     widths = pd.DataFrame([results.plan(n).to_dict() for n in networks.index], networks.index)
+    varied = widths.loc[:, widths.nunique() > 1]
+    axes = pd.concat([varied, networks[[*results.objectives]]], axis=1).iloc[order]
     figure = style.Figure()
     if len(networks):
         shades = [(0, style.GREY), (1, style.BLUE)]
         figure.add_parcoords(
             line={"color": on_front[order], "colorscale": shades, "cmin": 0, "cmax": 1},
             dimensions=[
-                *(
-                    {"label": text(shortened(str(group), 12)), "values": widths[group].iloc[order],
-                     "tickvals": sorted({*widths[group]})}
-                    for group in widths if widths[group].nunique() > 1
-                ),
-                *(
-                    {"label": text(metric), "values": networks[metric].iloc[order]}
-                    for metric in results.objectives
-                ),
+                {"label": text(shortened(str(name), 12)), "values": values,
+                 "tickvals": sorted({*values}) if name in varied else None}
+                for name, values in axes.items()
             ],
-            labelside="bottom",
-            rangefont={"color": "rgba(0,0,0,0)"},  # ticks say as much
+            labelside="bottom", rangefont={"color": "rgba(0,0,0,0)"},  # ticks say as much
         )  # fmt: skip
     heading = title(results, "Widths and objectives: ", "blue: networks of the Pareto front")
     return finished(figure, "No network yet.", title=heading)

@@ -25,7 +25,7 @@ from labkit.training import (
     stack_width,
     step_seconds,
     train,
-)
+)  # fmt: skip
 from labkit.transform import Channels, Weights, apply, find_channels, initialise
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from labkit.training.metrics import (
     scores,
     selected,
     stops_early,
-)
+)  # fmt: skip
 from labkit.training.settings import (
     TrainSettings,
     epoch_order,
@@ -72,9 +72,8 @@ class Trained:
         if self.failure is None and settings.metrics:
             logits = logits_of(self.model.eval(), data.x_val)[0].T
             try:
-                selected(self.history, settings).update(
-                    measured(settings.metrics, logits, data.y_val)
-                )
+                metrics = measured(settings.metrics, logits, data.y_val)
+                selected(self.history, settings).update(metrics)
             except LabkitError as error:
                 self.failure = error
 

@@ -21,11 +21,7 @@ from labkit.training.settings import TrainSettings
 
 EVALUATION_ROWS = 16384  # bounds memory, not results
 # What figures, panels and reports show of a network, by default.
-MAIN_METRIC: dict[Task, str] = {
-    "classification": "accuracy",
-    "binary": "accuracy",
-    "regression": "r2",
-}
+MAIN_METRIC = {"classification": "accuracy", "binary": "accuracy", "regression": "r2"}
 
 Metrics = dict[str, float]
 
@@ -83,20 +79,17 @@ def _log_loss(logits: Tensor, labels: Tensor) -> float:
 
 
 CLASSES: tuple[Task, ...] = ("classification", "binary")
-REGRESSION: tuple[Task, ...] = ("regression",)
 BUILT_IN = {
-    "loss": Metric("minimize"),
-    "train_loss": Metric("minimize"),
-    "accuracy": Metric("maximize", None, CLASSES),
-    "accuracy_macro": Metric("maximize", None, CLASSES),
-    "train_accuracy": Metric("maximize", None, CLASSES),
+    **dict.fromkeys(("loss", "train_loss"), Metric("minimize")),
+    **dict.fromkeys(
+        ("accuracy", "accuracy_macro", "train_accuracy"), Metric("maximize", None, CLASSES)
+    ),
     "balanced_accuracy": Metric("maximize", _balanced_accuracy, CLASSES),
     "f1": Metric("maximize", _f1, CLASSES),
     "auc": Metric("maximize", _auc, CLASSES),
     "log_loss": Metric("minimize", _log_loss, CLASSES),
-    "r2": Metric("maximize", None, REGRESSION),
-    "mse": Metric("minimize", None, REGRESSION),
-    "mae": Metric("minimize", None, REGRESSION),
+    "r2": Metric("maximize", None, ("regression",)),
+    **dict.fromkeys(("mse", "mae"), Metric("minimize", None, ("regression",))),
 }
 METRICS = {**BUILT_IN}
 
@@ -171,24 +164,16 @@ def scores(logits: Tensor, y: Tensor, loss: Loss) -> dict[str, Tensor]:
         y: As in `Dataset`.
         loss: What is trained with.
     """
-    regression = y.is_floating_point()
-    each = (y.mT if regression else y).expand(len(logits), *y.shape[::-1])
+    each = (y.mT if y.ndim == 2 else y).expand(len(logits), *y.shape[::-1])
     losses = {"loss": loss(logits, each)}
-    if regression:
-        error, mean = (logits.mT - y).double(), y.double().mean(dim=0)
-        squares = error.square().mean(dim=1)
-        spread = (y - mean).square().mean(dim=0)
-        return losses | {
-            "r2": (1 - squares / spread).mean(dim=1),
-            "mse": squares.mean(dim=1),
-            "mae": error.abs().mean(dim=(1, 2)),
-        }
+    if y.ndim == 2:
+        error, spread = (logits.mT - y).double(), y.double().var(dim=0, correction=0)
+        mse, mae = error.square().mean(dim=1), error.abs().mean(dim=1)
+        metrics = {"r2": 1 - mse / spread, "mse": mse, "mae": mae}
+        return losses | {name: of_targets.mean(dim=1) for name, of_targets in metrics.items()}
     right = (said_class(logits) == y).double()
-    by_class = [right[:, y == label].mean(dim=1) for label in y.unique()]
-    return losses | {
-        "accuracy": right.mean(dim=1),
-        "accuracy_macro": torch.stack(by_class).mean(dim=0),
-    }
+    by_class = torch.stack([right[:, y == label].mean(dim=1) for label in y.unique()])
+    return losses | {"accuracy": right.mean(dim=1), "accuracy_macro": by_class.mean(dim=0)}
 
 
 def by_network(metrics: dict[str, Tensor]) -> list[Metrics]:
@@ -220,8 +205,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, metrics: Sequence[str] = ()
     """
     model.eval()
     logits = logits_of(model, x)
-    task: Task = "regression" if y.is_floating_point() else "classification"
-    task = "binary" if task == "classification" and logits.shape[1] == 1 else task
+    classes: Task = "binary" if logits.shape[1] == 1 else "classification"
+    task = "regression" if y.is_floating_point() else classes
     check_metrics(metrics, task)
     [scored] = by_network(scores(logits, y, loss_of(task)))
     return scored | measured(metrics, logits[0].T, y)
