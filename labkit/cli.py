@@ -175,7 +175,7 @@ def _init(arguments: argparse.Namespace) -> int:
 def _completion(arguments: argparse.Namespace) -> int:
     import shtab
 
-    from labkit.study.config import CONFIGS
+    from labkit.study.toml_files import CONFIGS
 
     parser = _parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))

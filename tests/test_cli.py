@@ -24,8 +24,8 @@ import tomli_w
 from labkit import apply, get_model, load_config, total_cost
 from labkit.cli import main
 from labkit.data.loading import DATA
-from labkit.study.config import CONFIGS
 from labkit.study.record import Sampler
+from labkit.study.toml_files import CONFIGS
 from labkit.transform import Plan
 from labkit.transform.models import MODELS
 from tests.conftest import ROOT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -17,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from labkit.checks import Table, checked, plain, readable
+from labkit.checks import Table, checked, plain
 from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
@@ -34,6 +33,7 @@ from labkit.study.runners import (
 )
 from labkit.study.starting import start_tables
 from labkit.study.storage import as_url
+from labkit.study.toml_files import read_toml, toml_file
 from labkit.training import TrainSettings
 from labkit.training.metrics import METRICS, find_metric
 
@@ -43,11 +43,6 @@ Bound = Annotated[float, BeforeValidator(plain), Field(strict=True, allow_inf_na
 DEFAULT_PROJECT = "labkit"
 # What runners that train take from the top of a configuration, where their own tables are silent.
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
-# Name → the file of each configuration that comes with labkit.
-CONFIGS = {
-    path.stem.replace("_", "-"): path
-    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
-}
 
 T = TypeVar("T", str, Path)
 
@@ -279,7 +274,7 @@ class SearchConfig(Reading):
             LabkitError: There is no such key, or a value is wrong.
 
         Example:
-            >>> config = load_config("configs/jsc_toy.toml").replace(n_trials=20, max_epochs=2)
+            >>> config = load_config("jsc-toy").replace(n_trials=20, max_epochs=2)
         """
         tables = to_tables(self)
         strategy = tables["search"]["strategy"]
@@ -398,7 +393,7 @@ def load_config(
         return source
     base = None
     if isinstance(source, str | Path):
-        path = _named(source)
+        path = toml_file(source)
         base, source = path.parent, read_toml(path)
     if not isinstance(source, Mapping):
         expected = "expected the path of a TOML file, or its tables"
@@ -407,28 +402,6 @@ def load_config(
     config = checked(SearchConfig, tables | ({"strict": True} if strict else {}), context=base)
     tell(said, config.strict)
     return config
-
-
-def _named(source: str | Path) -> Path:
-    path, name = Path(source), str(source).replace("_", "-")
-    if path.suffix or len(path.parts) != 1 or path.is_file():
-        return path
-    if name not in CONFIGS:
-        known = did_you_mean(name, CONFIGS)
-        raise LabkitError(
-            f"config: there is no file {shown(str(source))}, and no such name; {known}"
-        )
-    return CONFIGS[name]
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Returns the tables of a TOML file, unchecked."""
-    path = readable("config", path)
-    with in_words(f"config: {path} is not valid TOML"):
-        text = path.read_text(encoding="utf-8")
-        if any(line.count(".") > 1_000 for line in text.split("\n")):  # would be read for minutes
-            raise ValueError("a line has more than 1,000 dots")
-        return tomllib.loads(text)
 
 
 def to_tables(config: SearchConfig) -> dict[str, Any]:

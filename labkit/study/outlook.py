@@ -18,7 +18,7 @@ from labkit.checks import checked
 from labkit.data.loading import DATA, names_file
 from labkit.errors import LabkitError
 from labkit.operators import NotStackable
-from labkit.study.config import CONFIGS, SearchConfig
+from labkit.study.config import SearchConfig
 from labkit.study.experiment import Experiment, data_of
 from labkit.study.files import write
 from labkit.study.known_cost import KnownCostSampler
@@ -27,6 +27,7 @@ from labkit.study.proposals import make_sampler
 from labkit.study.record import Candidate, Sampler
 from labkit.study.runners import RUNNERS
 from labkit.study.space import SPACES, count
+from labkit.study.toml_files import CONFIGS
 from labkit.training import MAIN_METRIC, direction_of, step_seconds
 from labkit.training.settings import n_steps
 from labkit.transform import Plan, cost_of

@@ -17,9 +17,10 @@ from labkit.cli import main
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.study import SearchSpaceBase
-from labkit.study.config import CONFIGS, load_config, to_tables
+from labkit.study.config import load_config, to_tables
 from labkit.study.dialects import translated
 from labkit.study.experiment import Experiment
+from labkit.study.toml_files import CONFIGS
 from labkit.transform import Plan
 from tests.conftest import REFERENCE_TOML, ROOT
 
