@@ -128,7 +128,7 @@ def _front_over(results: Results, networks: pd.DataFrame, *metrics: str) -> list
     """Returns which trials within the limits no other dominates in these metrics."""
     front: Front[int] = Front(direction_of(metric, results.objectives) for metric in metrics)
     for number, values in zip(networks.index, networks[[*metrics]].to_numpy(float)):
-        if results.records[number].record.counts:
+        if results.records[number].record.competes:
             front.add(number, values.tolist())
     return front.members
 

@@ -30,7 +30,9 @@ def trial_report(
     """
     said = _said(results, number, channels, **cost_options)
     listed = "".join(f"<li>{line}</li>" for line in said)
-    code = "Others are better or cheaper: only networks of the front are kept."
+    feasible = results.records[number].record.feasible
+    why = "Others are better or cheaper" if feasible else "It is beyond a limit"
+    code = f"{why}: only networks of the front are kept."
     if number in results.front.index:
         own = ", trust=True" if ":" in results.about["model"] else ""
         call = f"load_best({str(folder)!r}, {number}{', model=model' if given else own})"

@@ -150,7 +150,7 @@ class Record(BaseModel):
         return all(value <= 0 for value in self.constraints.values())
 
     @property
-    def counts(self) -> bool:
+    def competes(self) -> bool:
         """Whether it trained a network that keeps all limits."""
         return self.source == Source.TRAINED and self.feasible
 

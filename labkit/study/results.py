@@ -114,14 +114,14 @@ class Results:
     @property
     def networks(self) -> pd.DataFrame:
         """The trials that trained a network which keeps all limits: one row a network."""
-        return self.trials.loc[[trial.record.counts for trial in self.records]]
+        return self.trials.loc[[trial.record.competes for trial in self.records]]
 
     @functools.cached_property
     def front_trials(self) -> list[Trial]:
         """The trials that no other dominates, each network once, by number."""
         front: Front[Trial] = Front(self.description.directions.values())
         for trial in self.records:
-            if trial.values is not None and trial.record.counts:
+            if trial.values is not None and trial.record.competes:
                 front.add(trial, trial.values)
         return sorted(front.members, key=lambda trial: trial.number)
 
@@ -231,7 +231,7 @@ class Results:
             return text
         if states["PRUNED"]:
             text += f", {states['PRUNED']} not trained for a limit"
-        left_out = sources[Source.TRAINED] - sum(trial.record.counts for trial in self.records)
+        left_out = sources[Source.TRAINED] - sum(trial.record.competes for trial in self.records)
         which = f"{left_out} left out as not" if left_out else "all"
         return f"{text}; {which} within {limits_text(self.description.limits)}"
 

@@ -244,7 +244,7 @@ class Store:
         diverged = failure is not None and failure.kind == FailureKind.DIVERGED
         if diverged or trial.record.source == Source.TRAINED:
             self.known.setdefault(trial.record.plan, trial)
-        if trial.values is not None and trial.record.counts:
+        if trial.values is not None and trial.record.competes:
             self._front.add(trial, trial.values)
 
     def _is_elsewhere(self, plan: Plan) -> bool:

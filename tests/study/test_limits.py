@@ -14,6 +14,7 @@ from torch import nn
 from labkit.data import Dataset
 from labkit.errors import LabkitError
 from labkit.show.plots import pareto_front
+from labkit.show.trial_report import trial_report
 from labkit.study.config import load_config
 from labkit.study.hypervolume import hypervolume_history
 from labkit.study.limits import Limits, bounds_of, limits_text
@@ -23,7 +24,7 @@ from labkit.study.search import Search, search
 from labkit.study.spaces import ChannelMultiplierSpace
 from labkit.study.store import Store
 from labkit.study.studies import open_study, read_trials
-from labkit.transform import Plan, apply, get_model, total_cost
+from labkit.transform import Plan, apply, find_channels, get_model, total_cost
 from tests.study.conftest import description
 
 
@@ -124,6 +125,10 @@ def test_a_network_that_misses_what_it_must_reach_is_left_out(
     (line,) = figure.layout.shapes
     assert (line.y0, line.y1) == (reached, reached)
     assert {int(path.stem[6:]) for path in tmp_path.glob("best/*.json")} == best
+    channels = find_channels(get_model("jsc-toy"))
+    for number in (missed.idxmax(), (~missed).idxmax()):
+        report = trial_report(results, number, channels, tmp_path, given=False)
+        assert ("It is beyond a limit" in report) == missed[number]
     grown = hypervolume_history({"one": results}, reference=(0, 10**6))["hypervolume"]
     assert len(grown) == 16
     assert (np.diff(grown)[missed[1:]] == 0).all()
