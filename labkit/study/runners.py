@@ -89,7 +89,8 @@ class Runner(NamedTuple):
     def measures(self) -> tuple[str, ...]:
         """The metrics that it may be asked for, those of logits and labels among them."""
         asked = METRICS if "metrics" in self.settings.model_fields else ()
-        return *self.metrics, *asked
+        trains = issubclass(self.settings, TrainSettings)
+        return *self.metrics, *(m for m in asked if trains or not m.startswith("train_"))
 
 
 RUNNERS: dict[str, Runner] = {}

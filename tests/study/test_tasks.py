@@ -170,6 +170,14 @@ def test_another_metric_is_another_search(tmp_path: Path) -> None:
         labkit.search(progress=False, **given)
 
 
+def test_what_does_not_train_has_no_training_loss() -> None:
+    tables = {**simple_tables([0.5, 1]), "model": "m", "dataset": "d"}
+    tables["search"]["strategy"]["sw_runner"] = {"basic_evaluation": {}, "basic_computations": {}}
+    load_config(tables).replace(objectives={"f1": "maximize"})
+    config = load_config(tables).replace(objectives={"train_loss": "minimize"})
+    assert config.training is not None  # which was added
+
+
 def test_a_metric_that_fails_fails_its_trial(caplog: pytest.LogCaptureFixture) -> None:
     METRICS["own"] = Metric("minimize", lambda outputs, targets: 1 / 0)
     results = labkit.search(
