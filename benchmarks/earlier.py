@@ -309,7 +309,7 @@ def refill_overhead() -> float:
     settings, data = JETS.model_copy(update={"max_epochs": 2}), make_data(HIDDEN)
     fused = loop.make_optimizer
 
-    def own(network: torch.nn.Module, settings: Any) -> OwnSteps:
+    def own(network: torch.nn.Module, settings: Any, *_: object) -> OwnSteps:
         return OwnSteps(network.parameters(), settings.learning_rate)
 
     def epoch(seeds: Sequence[int], optimizer: Any) -> float:
