@@ -200,7 +200,7 @@ def _rates(given: Any, may_be_zero: bool) -> float | tuple[float, ...]:
     """Checks a rate, or a list of them."""
     rates = given if isinstance(given, list | tuple) else [given]
     plain = [r for r in rates if isinstance(r, int | float) and not isinstance(r, bool)]
-    known = {r for r in plain if 0 < r < math.inf or (may_be_zero and r == 0)}
+    known = {r for r in plain if 0 < r <= sys.float_info.max or (may_be_zero and r == 0)}
     if not rates or len(known) < len(rates):
         least = "of 0 or more" if may_be_zero else "above 0"
         said = f"expected a number {least}, or a list of different ones, got {shown(given)}"

@@ -207,6 +207,11 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, metrics: Sequence[str] = ()
     logits = logits_of(model, x)
     classes: Task = "binary" if logits.shape[1] == 1 else "classification"
     task = "regression" if y.is_floating_point() else classes
+    if y.shape != (logits[0].T.shape if task == "regression" else y.shape[:1]):
+        wanted = (
+            "expected labels [rows], or of a regression as many targets [rows, targets] as logits"
+        )
+        raise LabkitError(f"y: {wanted}, got {y.dtype} of shape {tuple(y.shape)}")
     check_metrics(metrics, task)
     [scored] = by_network(scores(logits, y, loss_of(task)))
     return scored | measured(metrics, logits[0].T, y)

@@ -50,7 +50,7 @@ class TrainSettings(Table):
     num_samples: int | None = Field(None, ge=2)
     patience: int | None = Field(None, ge=1)
     select: Literal["last", "best"] = "last"
-    loss: str | None = None
+    loss: str | None = Field(None, min_length=1)
     class_weights: (
         Literal["balanced"] | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None
     ) = None

@@ -238,6 +238,7 @@ def test_each_network_counts_with_the_rates_that_are_best_for_it(
         ({"learning_rate": [1e-3, 1e-3]}, "learning_rate: expected a number above 0, or a list"),
         ({"learning_rate": [1e-3, True]}, "learning_rate: expected a number above 0, or a list"),
         ({"learning_rate": [1e-3, 0]}, "learning_rate: expected a number above 0, or a list of"),
+        ({"learning_rate": 10**400}, "learning_rate: expected a number above 0, or a list of diff"),
         ({"learning_rate": "fast"}, "learning_rate: expected a number above 0, .* got 'fast'"),
         ({"weight_decay": [float("nan")]}, "weight_decay: expected a number of 0 or more, or a l"),
         ({"weight_decay": -1}, "weight_decay: expected a number of 0 or more, or a list of"),

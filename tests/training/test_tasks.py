@@ -152,6 +152,12 @@ def test_metrics_of_a_regression_are_scikit_learns() -> None:
     )
 
 
+@pytest.mark.parametrize("y", [torch.zeros(9), torch.zeros(9, 1), torch.zeros(9, 2).long()])
+def test_labels_that_are_none_of_the_task_are_refused(y: Tensor) -> None:
+    with pytest.raises(LabkitError, match="y: expected labels .rows., or of a regression as many"):
+        evaluate(network("regression"), torch.zeros(9, 6).double(), y)
+
+
 @pytest.mark.parametrize("task", ["classification", "binary"])
 def test_weights_of_classes_are_pytorchs(task: Any) -> None:
     data = made(task)
