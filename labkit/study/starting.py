@@ -70,7 +70,7 @@ def first_networks(
         where = f"start_from: network {i + 1}"
         plan = _plan(where, space.channels, table)
         found, _ = space.nearest(plan)
-        if found != plan:
+        if plan not in (found, space.original):
             raise LabkitError(f"{where} ({plan}) is not in the space; the nearest there is {found}")
         plans.setdefault(plan, f"{where} ({plan})")
     left_out = {plan: who for plan, who in plans.items() if not limits.admits(plan)}

@@ -67,6 +67,10 @@ def test_an_original_outside_the_space_disturbs_no_sampler(
         )
         assert set(space) == set(one.space.distributions)
     assert Results.from_study(open_study(tmp_path)).original == 0
+    # Its front, which may hold the original, is where another search can start.
+    named = config.replace(start_from=str(tmp_path), baseline=False)
+    first = {str(plan) for plan in Experiment(named, data=blobs).first}
+    assert first == set(results.front["network"])
 
 
 def test_without_it_the_sampler_begins(tables: dict[str, Any], blobs: Dataset) -> None:
