@@ -51,11 +51,9 @@ def tell(said: Iterable[str], strict: bool) -> None:
 
 
 def translated(source: Mapping[str, Any], base: Path) -> tuple[Tables, list[str]]:
-    """Returns tables in labkit's words, as far as no network is needed, and what was said.
+    """Returns tables in labkit's words, as far as no network is needed, and what there is to say.
 
-    Args:
-        source: The tables.
-        base: Where files are relative to.
+    Files are relative to `base`.
     """
     with in_words("config: expected tables"):
         tables: Tables = _copied(source)
@@ -96,9 +94,10 @@ def _runners(said: list[str], tables: Tables, strategy: Tables, base: Path) -> N
             said.append(f"{where}: left out, no objective: it is the same for all widths")
     software, name = _at(strategy, "sw_runner"), tables.get("load_name")
     keeps = _at(software, "basic_train").get("weights") == "keep"
-    if isinstance(name, str) and not keeps and not (base / Path(name).expanduser()).exists():
-        del tables["load_name"]
-        said.append(f"load_name: left out, there is no file {name!r}")
+    with in_words(f"load_name: cannot look for {shown(name)}"):
+        if isinstance(name, str) and not keeps and not (base / Path(name).expanduser()).exists():
+            del tables["load_name"]
+            said.append(f"load_name: left out, there is no file {name!r}")
     if "basic_evaluation" in software and "load_name" not in tables:
         del software["basic_evaluation"]
         software.setdefault("basic_train", {})
@@ -131,7 +130,7 @@ def _space(said: list[str], space: Tables) -> None:
         said.append(f"{SEED}.default: other layers stay as they are, where nothing is said")
     for key in [*seed]:
         config = _at(seed, key, "config")
-        for theirs in [option for option in SIDES if option in config]:
+        for theirs in [o for o, own in SIDES.items() if o in config and own not in config]:
             config[SIDES[theirs]] = config.pop(theirs)
             said.append(f"{SEED}.{key}.{theirs}: read as {SIDES[theirs]}")
         given = [option for option in SIDES.values() if option in config]
@@ -158,14 +157,14 @@ def fitted(config: SearchConfig, channels: Channels) -> SearchConfig:
     by_type = table.setup.get("by") == "type"
     for key, entry in table.seed.items():
         layer = next((name for name, path in channels.paths.items() if key in (name, path)), None)
-        means = {name for name in of if (of[name] == key if by_type else name == layer)}
+        means = [name for name in of if (of[name] == key if by_type else name == layer)]
         own = _at(entry, "config")
         claims = [option for option in own if option in (*PARENTS, *SIZES)]
         for claim in claims:
             for name in means:
                 _check(f"{SEED}.{key}.config.{claim}", claim, own[claim], name, channels)
             said.append(f"{SEED}.{key}.{claim}: left out, it follows from the network")
-        if means and not means & scaled:
+        if means and not scaled.intersection(means):
             said.append(f"{SEED}.{key}: left out, it follows the layers before it")
         elif not means and not by_type and key in of.values():
             said.append(f"{SEED}.{key}: left out, since by = 'name' and no layer is called so")

@@ -46,18 +46,12 @@ def known_names() -> dict[str, dict[str, str]]:
         "networks": MODELS, "data sets": DATA, "samplers": samplers, "spaces": SPACES,
         "runners": {name: runner.run for name, runner in RUNNERS.items()},
     }  # fmt: skip
-    lines = {
-        kind: {n: _line(one) for n, one in known.items()} for kind, known in documented.items()
+    firsts = {name: file.read_text("utf-8").partition("\n")[0] for name, file in CONFIGS.items()}
+    return {
+        **{kind: {n: _line(one) for n, one in known.items()} for kind, known in documented.items()},
+        "metrics": {m: f"{direction_of(m)}; by {', '.join(by)}" for m, by in measured.items()},
+        "configurations": {name: line.removeprefix("# ") for name, line in firsts.items()},
     }
-    lines["metrics"] = {
-        metric: f"{direction_of(metric)}; by {', '.join(names)}"
-        for metric, names in measured.items()
-    }
-    lines["configurations"] = {
-        name: file.read_text("utf-8").partition("\n")[0].removeprefix("# ")
-        for name, file in CONFIGS.items()
-    }
-    return lines
 
 
 def _line(made: object) -> str:

@@ -307,6 +307,7 @@ def two_entries() -> Tables:
         ("4", "parent", ["seq_blocks_1"], "parent: expected one of seq_blocks_3, seq_blocks_2"),
         ("4", "parent_block_name", "no", "parent_block_name: expected .*, got 'no'"),
         ("4", "parents", ["seq_blocks_2"], "seq_blocks_4.config.parents: unknown key"),
+        ("2", "channel_multiplier_output", [2], "channel_multiplier_output: unknown key"),
         ("2", "multiplier", [2], "multiplier: unknown key; did you mean 'input_multiplier'"),
         ("2", "name", ["inplace"], "name: expected .*; got 'inplace'"),
         ("9", "name", ["both"], "seq_blocks_9: no such layer in the network; did you mean"),
@@ -316,6 +317,7 @@ def test_what_contradicts_the_network_or_is_in_no_dialect_is_an_error(
     tables: Tables, blobs: Dataset, layer: str, option: str, *, value: Any, message: str
 ) -> None:
     seed = two_entries()
+    seed["seq_blocks_2"]["config"]["output_multiplier"] = [1]
     seed.setdefault(f"seq_blocks_{layer}", entry("both", [1, 2]))["config"][option] = value
     three_layers(tables, "graph/quantize/channel_size_modifier", seed)
     with pytest.raises(LabkitError, match=message):
@@ -404,7 +406,8 @@ def test_the_folder_has_the_file_as_it_was_read(
 @pytest.mark.parametrize(
     "damage",
     [
-        {"search": 3}, {"search": {"strategy": []}}, {"search": {"search_space": {"seed": 1}}},
+        {"search": 3}, {"load_name": "a" * 5_000}, {"load_name": "~no-such-user/b"},
+        {"search": {"strategy": []}}, {"search": {"search_space": {"seed": 1}}},
         {"model": 3, "passes": None}, {3: {}}, {"search": None},
         {"search": {"search_space": {"name": [], "seed": {"a": {"config": 3}, 2: {"name": {}}}}}},
         {"search": {"strategy": {"sw_runner": {"basic_train": 1, "basic_evaluation": 2}}}},
