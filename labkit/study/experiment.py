@@ -56,7 +56,7 @@ class Experiment:
         space: The search space.
         training: How candidates are trained; `None` where the search does not train.
         limits: What networks must keep.
-        n_networks: How many networks the space has within what is known of that, at most.
+        n_networks: How many networks may train, within what is known of that, at most.
         first: The networks that are trained before all others.
         said: What is decided of limits and these, in words.
 
@@ -93,6 +93,7 @@ class Experiment:
         self.limits = Limits(bounds_of(strategy), self.counted)
         self.n_networks, said = self.limits.within(self.space)
         self.first, left_out = first_networks(strategy.setup, self.space, self.limits)
+        self.n_networks += sum(self.space.nearest(plan)[0] != plan for plan in self.first)
         self.said = [line for line in (said, *left_out) if line]
 
     @property

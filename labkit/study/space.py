@@ -187,9 +187,10 @@ class SearchSpaceBase(ABC):
 
     @functools.cached_property
     def by_layer(self) -> list[list[str]]:
-        """The keys of `choices`, those of a layer together."""
-        keys = itertools.groupby(sorted(self.choices), lambda key: key.split("/")[0])
-        return [list(of_one) for _, of_one in keys]
+        """The keys of `choices`, those of a layer together, in the network's order."""
+        order = {name: i for i, name in enumerate(self.channels.layers)}
+        keys = sorted(self.choices, key=lambda key: (order.get(key.split("/")[0], -1), key))
+        return [list(of_one) for _, of_one in itertools.groupby(keys, lambda k: k.split("/")[0])]
 
     def nearest(self, plan: Plan) -> tuple[Plan, dict[str, int]]:
         """Returns the network of the space whose widths differ least from a plan's, by ratios.

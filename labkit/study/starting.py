@@ -50,7 +50,10 @@ def with_networks(config: SearchConfig) -> SearchConfig:
     from labkit.study.results import Results  # which needs a configuration
     from labkit.study.studies import open_study
 
-    front = Results.from_study(open_study(folder)).front_trials
+    try:
+        front = Results.from_study(open_study(folder)).front_trials
+    except LabkitError as error:
+        raise LabkitError(f"start_from: {error}") from error
     if not front:
         raise LabkitError(f"start_from: {folder!r} holds no network that a search trained")
     return config.replace(start_from=[trial.record.widths for trial in front])
@@ -91,7 +94,8 @@ def _plan(where: str, channels: Channels, table: Mapping[str, float]) -> Plan:
             if len(own) != 1:
                 parts = ", ".join(group.name for group in own)
                 raise LabkitError(f"{key}: its channels are several groups; name one of {parts}")
-            widths[own[0].name] = value
+            if widths.setdefault(own[0].name, value) != value:
+                raise LabkitError(f"{key}: it has as many channels as {own[0].name}, got {table}")
         plan = resolution_of(channels, config, strict=True).plan
         # What cannot change may be named as it is.
         fixed = {g.name: g.width for g in channels.groups if g.name not in groups}

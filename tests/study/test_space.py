@@ -1,6 +1,7 @@
 """The report's space: its size, its networks, and what is refused."""
 
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,17 @@ def test_a_space_of_ones_own_is_named_by_its_module(
     assert count(space) == (4, 4, True)
     with pytest.raises(LabkitError, match="expected 'json:loads' to be a SearchSpaceBase"):
         get_space("json:loads")
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_every_network_of_a_large_space_is_found_again(way: int) -> None:
+    layers = [module for _ in range(8) for module in (nn.Linear(16, 16), nn.ReLU())]
+    config = {"name": ["output_only", "both"], "channel_multiplier": [1, 0.5, 2, 0.25]}
+    names = [f"_{2 * i}" for i in range(7)][::way]
+    seed = {"default": {"config": {"name": ["NA"]}}} | {n: {"config": config} for n in names}
+    space = LinearChannelMultiplierSpace(nn.Sequential(*layers), {"by": "name"}, seed)
+    assert not space.enumerable
+    rng = random.Random(0)
+    for _ in range(200):
+        plan = space.resolve(space.sampled_config(space.draw(rng)))
+        assert space.nearest(plan)[0] == plan

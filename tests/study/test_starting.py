@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from labkit.data import Dataset
 from labkit.errors import LabkitError
@@ -107,7 +109,7 @@ def test_a_folder_beside_a_configuration(
     tables: dict[str, Any], blobs: Dataset, tmp_path: Path
 ) -> None:
     tables["search"]["strategy"]["setup"] |= {"n_trials": 2, "start_from": "nowhere"}
-    with pytest.raises(LabkitError, match=r"folder: .*nowhere"):
+    with pytest.raises(LabkitError, match=r"start_from: folder: .*nowhere"):
         Search(tables, data=blobs)
 
 
@@ -130,6 +132,40 @@ def test_a_folder_beside_a_configuration(
 def test_what_cannot_be_tried_is_named(wanted: Any, said: str, blobs: Dataset) -> None:
     with pytest.raises(LabkitError, match=f"start_from.*{said}"):
         run(blobs, start_from=wanted)
+
+
+class Residual(nn.Module):
+    """A network in which two layers have the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (nn.Linear(16, 16) for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(x + self.last(torch.relu(self.inner(x))))
+
+
+def test_layers_with_the_same_channels_cannot_be_of_two_widths(blobs: Dataset) -> None:
+    def first(**widths: int) -> str:
+        given = {"model": Residual(), "data": blobs, "widths": [0.5, 1, 2], "start_from": [widths]}
+        return str(Search(baseline=False, **given).experiment.first[0])  # type: ignore[arg-type]
+
+    assert first(first=8, last=8) == "first: 8, inner: 16"
+    with pytest.raises(LabkitError, match="network 1: last: .*channels as first, got .*32"):
+        first(first=8, last=32)
+
+
+@pytest.mark.parametrize(("widths", "n"), [([0.5, 1, 2], 9), ([0.5, 2], 5)])
+def test_an_original_outside_the_space_is_one_more_network(
+    widths: list[float], n: int, blobs: Dataset
+) -> None:
+    setup: dict[str, Any] = {"sampler": "bruteforce", "trials": 20, "epochs": 1, "n_jobs": 1}
+    one = Search(model=get_model("jsc-toy"), data=blobs, widths=widths, **setup)
+    assert one.experiment.n_networks == n == len(one.run(progress=False).networks)
+    assert one.progress is not None
+    assert one.progress.total == n
 
 
 def test_what_is_beyond_a_limit_is_not_tried(blobs: Dataset) -> None:
