@@ -31,7 +31,9 @@ def examples(x: Any, y: Any, features: Any, classes: Any, task: Task) -> Example
         mend = "x.transpose(0, 3, 1, 2), or x.permute(0, 3, 1, 2) of a tensor"
         raise LabkitError(f"x: the channels of shape {shape} are last; write {mend}")
     y = y[:, 0] if y.shape == (shape[0], 1) else y
-    if y.shape != shape[:1] and (task != "regression" or y.ndim != 2 or len(y) != shape[0]):
+    if y.shape != shape[:1] and (
+        task != "regression" or y.ndim != 2 or len(y) != shape[0] or not y.size
+    ):
         mend = "; write y.argmax(1) if it is one-hot, task='regression' if these are targets"
         got = f"got shape {y.shape}" + mend * (y.ndim == 2)
         raise LabkitError(f"y: expected one label a row of x, [{shape[0]}], {got}")

@@ -154,6 +154,9 @@ class Dataset:
         forms = [[*getattr(table, "columns", table.shape[1:])] for table in tables]
         if any(form != forms[0] for form in forms):
             raise LabkitError("x_val, x_test: expected the features of x_train, in their order")
+        targets = {(*y.columns,) for _, y in pairs if len(getattr(y, "columns", ())) > 1}
+        if len(targets) > 1 or len({own.shape[1:] for own in labels}) > 1:
+            raise LabkitError("y_val, y_test: expected the targets of y_train, in their order")
         x = np.concatenate(tables) if isinstance(tables[0], np.ndarray) else pd.concat(tables)
         origin = np.repeat(range(len(parts)), [*map(len, labels)])
 
@@ -270,6 +273,8 @@ def _scaled(y: np.ndarray, rows: Rows, given: Any) -> tuple[tuple[Target, ...], 
         mean, std = y[rows[0]].mean(axis=0), y[rows[0]].std(axis=0)
     if not (np.isfinite(std) & (std > 0)).all():
         raise LabkitError("y: a target is the same in all training rows, or has no finite variance")
+    if (y[rows[1]] == y[rows[1]][:1]).all(axis=0).any():
+        raise LabkitError("y: a target is the same in all validation rows, where R² needs others")
     scales = tuple(map(Target, map(str, names), mean.tolist(), std.tolist()))
     return scales, _standardised("y", y, rows, [one.name for one in scales])
 

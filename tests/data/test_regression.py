@@ -85,6 +85,8 @@ def with_value(value: Any, row: int = 7) -> list[Any]:
         (Y, {"classes": ["a", "b"]}, "classes: a regression has none"),
         (Y[:20], {}, r"y: expected one label a row of x, \[200\], got shape \(20,\)"),
         (np.zeros((200, 2, 2)), {}, "y: expected one label a row of x"),
+        (np.zeros((200, 0)), {}, "y: expected one label a row of x"),
+        (Y, {"validation": 0.005}, "y: a target is the same in all validation rows"),
     ],
 )
 def test_what_is_no_target_is_refused(y: Any, options: dict[str, Any], message: str) -> None:
@@ -104,6 +106,15 @@ def test_groups_and_splits_of_ones_own() -> None:
     own = Dataset.from_splits(X[:90], Y[:90], None, None, X[90:], Y[90:], task="regression")
     assert own.targets[0].mean == pytest.approx(Y[:90].mean(), rel=0.02)
     assert [len(own.split(s).y) for s in ("train", "val", "test")] == [81, 9, 110]
+
+
+def test_all_splits_have_the_same_targets_in_their_order() -> None:
+    both = pd.DataFrame({"a": Y, "b": X[:, 0]})
+    wanted = "y_val, y_test: expected the targets of y_train, in their order"
+    for other in (both[["b", "a"]], Y):
+        parts: list[Any] = [X, both, X, other, X, both]
+        with pytest.raises(LabkitError, match=wanted):
+            Dataset.from_splits(*parts, task="regression")
 
 
 def test_a_file_of_targets(tmp_path: Path) -> None:
