@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -162,8 +163,9 @@ def read_results(folder: str | Path, *, trust: bool = False) -> Results:
 def _trained(folder: Path) -> dict[int, Metrics]:
     """Returns the front's networks → what was measured; those in `best/` without a study."""
     try:
-        front = Results.from_study(open_study(folder)).front_trials
-        return {t.number: t.record.software_metrics for t in front if t.record.history}
+        results = Results.from_study(open_study(folder))
+        rows: Any = results.front.to_dict("index")  # with means over replicates, as `best` has them
+        return {t.number: rows[t.number] for t in results.front_trials if t.record.history}
     except LabkitError:
         described: dict[int, Metrics] = {}
         for number in sorted(saved_networks(folder)):

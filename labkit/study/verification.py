@@ -87,8 +87,8 @@ def verify(
     if not trials:
         raise LabkitError(f"folder: {str(folder)!r} holds no network that a search trained")
     if number is None:
-        main = main_of(results.trials)
-        number = max(trials, key=lambda n: trials[n].record.replicates[0][main])
+        main = results.trials[main_of(results.trials)]
+        number = max(trials, key=lambda n: main[n])
     kept = load_best(folder, number, model=experiment.model)
     if changed := _other_search(results, experiment):
         return Verification(False, f"trial {number} is not trained again. {changed}")
