@@ -21,7 +21,7 @@ from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.study.dialects import tell, translated
-from labkit.study.record import Direction, Sampler
+from labkit.study.record import COLUMNS, Direction, Sampler
 from labkit.study.runners import (
     RUNNERS,
     BasicComputationsSettings,
@@ -213,6 +213,12 @@ class SearchConfig(Reading):
                 strategy = self.search.strategy
                 judged = [m for m in (*strategy.metrics, *strategy.limits) if m in METRICS]
                 asked = dict.fromkeys(find_metric(m) for m in (*more, *judged))
+                names = {*COLUMNS, *(m for one in RUNNERS.values() for m in one.metrics)}
+                if taken := [m for m in asked if m in names]:
+                    raise LabkitError(
+                        f"metrics.{taken[0]}: a runner's metric, or a column of the trials, is "
+                        "called so; give yours another name"
+                    )
                 settings = settings.model_copy(update={"metrics": tuple(asked)})
             runners[name] = runner, settings
         return runners
@@ -280,7 +286,7 @@ class SearchConfig(Reading):
         strategy = tables["search"]["strategy"]
         for key, value in settings.items():
             for table in _tables_with(key, tables) if value is not None else ():
-                table[key] = value
+                table[key] = value.tolist() if hasattr(value, "tolist") else value
         if objectives is not None:
             _set_objectives(strategy, objectives)
         if limits is not None:

@@ -267,4 +267,7 @@ def check_fit(model: nn.Module, data: Dataset, settings: TrainSettings | None = 
     if settings is not None:
         if not any(weight.requires_grad for weight in model.parameters()):
             raise LabkitError("model: it has no weights that can be trained")
-        loss(logits, data.y_val[:1])  # one's own says here what it does not take
+        # One's own says here what it does not take, or that it writes into the logits.
+        if not loss(logits.requires_grad_(), data.y_val[:1]).requires_grad:
+            said = "it does not depend on the logits, or only on what was detached from them"
+            raise LabkitError(f"loss: {settings.loss} cannot be minimised: {said}")

@@ -53,7 +53,7 @@ def loss_of(task: Task, name: str = "", weights: Tensor | None = None) -> Loss:
             labels = labels.mT if labels.ndim == 3 else labels
             return torch.stack([own(*each) for each in zip(logits.mT, labels)])
         try:
-            loss = function(logits, labels)
+            loss = function(logits, labels.clone())  # it may write into them
         except (Exception, SystemExit) as error:  # a user's own may raise anything
             raise LabkitError(f"loss: {name}: {type(error).__name__}: {error}") from error
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():

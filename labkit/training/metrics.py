@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from labkit import names
 from labkit.data.columns import Task
-from labkit.errors import DivergenceError, LabkitError, in_words
+from labkit.errors import DivergenceError, LabkitError, in_words, shown
 from labkit.training.losses import LOSSES, TORCHS, Loss, loss_of
 from labkit.training.settings import TrainSettings
 
 EVALUATION_ROWS = 16384  # bounds memory, not results
 # What figures, panels and reports show of a network, by default.
-MAIN_METRIC = {"classification": "accuracy", "binary": "accuracy", "regression": "r2"}
+# R² first: a runner may well call something of a regression an accuracy.
+MAIN_METRIC = {"regression": "r2", "classification": "accuracy", "binary": "accuracy"}
 
 Metrics = dict[str, float]
 
@@ -104,9 +105,16 @@ def find_metric(name: str) -> str:
     """Returns the name of a metric, which may be given as `package.module:function`."""
     found, own = names.find("metrics", name, METRICS, "metric"), name.rpartition(":")[2]
     if name not in METRICS:
-        if own in BUILT_IN or not callable(found):
+        known = METRICS.get(own, Metric("maximize", found))
+        modules = {getattr(function, "__module__", None) for function in (known.measure, found)}
+        if own in BUILT_IN or not callable(found) or len(modules) > 1:
             raise LabkitError(f"metrics: expected a function with a name of its own, got {name!r}")
-        METRICS[own] = Metric("maximize", found)
+        METRICS[own] = known._replace(measure=found)
+    elif not isinstance(found, Metric) or found.direction not in ("maximize", "minimize"):
+        expected = "expected Metric('maximize', function), or 'minimize'"
+        raise LabkitError(f"metrics.{name}: {expected}, got {shown(found)}")
+    elif BUILT_IN.get(name, found) is not found:
+        raise LabkitError(f"metrics.{name}: it is labkit's own; give yours another name")
     return own
 
 
@@ -122,7 +130,8 @@ def check_metrics(metrics: Sequence[str], task: Task) -> None:
     """Checks that metrics can be measured on data of a task."""
     for name in metrics:
         if task not in METRICS[find_metric(name)].tasks:
-            fitting = ", ".join(name for name, metric in METRICS.items() if task in metric.tasks)
+            known = {m: getattr(metric, "tasks", ()) for m, metric in METRICS.items()}
+            fitting = ", ".join(m for m, tasks in known.items() if task in tasks)
             raise LabkitError(f"metrics: {name!r} is none of {task}; expected {fitting}")
 
 
@@ -141,7 +150,8 @@ def measured(metrics: Sequence[str], logits: Tensor, y: Tensor) -> Metrics:
     for name in map(find_metric, metrics):
         if (measure := METRICS[name].measure) is not None:
             try:
-                values[name] = float(value := measure(logits, y))
+                # Of copies: one's own may write into what it is given.
+                values[name] = float(value := measure(logits.clone(), y.clone()))
             except (Exception, SystemExit) as error:  # a user's own may raise anything
                 raise LabkitError(f"metrics.{name}: {type(error).__name__}: {error}") from error
             if not math.isfinite(values[name]):

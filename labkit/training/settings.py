@@ -6,13 +6,25 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from labkit.checks import Table
+from labkit.checks import Table, plain
 from labkit.errors import LabkitError, shown
+
+
+def _class_weights(given: Any) -> Any:
+    """Checks weights of classes."""
+    if given is None or (isinstance(given, str) and given == "balanced"):
+        return given
+    each = given.tolist() if hasattr(given, "tolist") else given
+    each = [*map(plain, each)] if isinstance(each, list | tuple) else [None]
+    if not all(isinstance(one, float | int) and 0 < one < math.inf for one in each):
+        expected = "expected 'balanced', or a list with a number above 0 for each class"
+        raise ValueError(f"{expected}, got {shown(given)}")
+    return tuple(map(float, each))
 
 
 class TrainSettings(Table):
@@ -51,9 +63,9 @@ class TrainSettings(Table):
     patience: int | None = Field(None, ge=1)
     select: Literal["last", "best"] = "last"
     loss: str | None = Field(None, min_length=1)
-    class_weights: (
-        Literal["balanced"] | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None
-    ) = None
+    class_weights: Annotated[
+        Literal["balanced"] | tuple[float, ...] | None, PlainValidator(_class_weights)
+    ] = None
     metrics: tuple[str, ...] = ()
 
 

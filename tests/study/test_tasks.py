@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from labkit import Dataset, LabkitError, Metric, load_config
 from labkit.cli import main
 from labkit.show.search_panel import SearchPanel
 from labkit.study.config import simple_tables
+from labkit.study.runners import RUNNERS, Runner, RunnerSettings
 from labkit.training import LOSSES, METRICS
 from labkit.transform import initialise
 
@@ -36,6 +38,7 @@ def worst(outputs, targets):
 def far(outputs, targets):
     return (outputs - targets).abs().pow(1.5).mean()
 """
+NEAR = {"accuracy": 0.5}
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4))
 Y = 5e4 + 1e4 * (X[:, 0] ** 2 + X[:, 1])
@@ -168,6 +171,54 @@ def test_another_metric_is_another_search(tmp_path: Path) -> None:
     METRICS["own"] = Metric("minimize", lambda outputs, targets: (outputs - targets).abs().mean())
     with pytest.raises(LabkitError, match="own: .* by another definition of it, which changed"):
         labkit.search(progress=False, **given)
+
+
+@pytest.mark.parametrize("name", ["parameters", "seconds"])
+def test_a_metric_has_no_name_that_means_another(name: str) -> None:
+    METRICS[name] = Metric("minimize", worst)
+    given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1]}
+    with pytest.raises(LabkitError, match=f"metrics.{name}: a runner's metric, or a column of"):
+        labkit.Search(objectives={name: "minimize"}, **given)
+
+
+def test_two_modules_have_no_metric_of_one_name(toml: Path) -> None:
+    load_config(toml)
+    Path("other_task.py").write_text(MODULE)
+    text = toml.read_text().replace("own_task:worst", "other_task:worst")
+    with pytest.raises(LabkitError, match="a name of its own, got 'other_task:worst'"):
+        load_config(tomllib.loads(text))
+
+
+def test_rates_may_be_an_array() -> None:
+    given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1]}
+    search = labkit.Search(learning_rate=np.logspace(-3, -1, 3), **given)
+    assert search.config.training is not None
+    assert search.config.training.learning_rate == pytest.approx((1e-3, 1e-2, 1e-1))
+
+
+def test_what_a_runner_calls_accuracy_is_not_the_main_metric_of_a_regression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNNERS, "near", Runner(RunnerSettings, ("accuracy",), lambda *_: NEAR))
+    tables = {**simple_tables([0.5, 1], "r2"), "model": "m", "dataset": "d"}
+    tables["search"]["strategy"]["hw_runner"] = {"near": {}}
+    tables["search"]["strategy"]["sw_runner"]["basic_train"] = {"max_epochs": 1, "replicates": 2}
+    given: Any = {"model": model(), "data": HOUSES, "trials": 2, "folder": tmp_path}
+    results = labkit.search(tables, progress=False, **given)
+    assert results.best_trials["r2"].str.contains("±").all()
+
+
+def test_the_best_network_is_the_best_over_all_seeds(tmp_path: Path) -> None:
+    given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1, 2], "epochs": 2}
+    given |= {"objectives": {"parameters": "minimize", "total_flops": "maximize"}, "trials": 3}
+    search = labkit.Search(folder=tmp_path, learning_rate=0.05, **given)
+    first = search.run(progress=False)
+    means = search.replicate(4, progress=False)
+    assert means.best_trial() != first.best_trial()  # or else the test says nothing of it
+    loaded = labkit.load_best(tmp_path, model=model()).state_dict()["0.weight"]
+    assert torch.equal(loaded, means.best().state_dict()["0.weight"])
+    verified = labkit.verify(tmp_path, model=model(), data=HOUSES, progress=False)
+    assert verified.message.startswith(f"trial {means.best_trial()} agrees")
 
 
 def test_what_does_not_train_has_no_training_loss() -> None:

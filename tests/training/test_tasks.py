@@ -190,6 +190,14 @@ def test_a_metric_of_ones_own_is_measured_once(own_names: None) -> None:
     assert history[-1]["accuracy"] <= history[-1]["top2"] < 1
 
 
+def test_a_metric_may_write_into_what_it_is_given(own_names: None) -> None:
+    data, model = made("regression"), network("regression")
+    METRICS["far"] = Metric("minimize", far)
+    alone = evaluate(model, data.x_val, data.y_val, ["far"])["far"]
+    METRICS["zeros"] = Metric("minimize", lambda one, other: (one.zero_() + other.zero_()).sum())
+    assert evaluate(model, data.x_val, data.y_val, ["zeros", "far"])["far"] == alone != 0
+
+
 def raises(logits: Tensor, labels: Tensor) -> Tensor:
     raise RuntimeError("no such thing")
 
@@ -218,17 +226,25 @@ def test_a_bad_metric_says_so(function: Callable[..., Any], message: str, own_na
         ("binary", {"loss": "nowhere:focal"}, "loss: cannot import 'nowhere:focal'"),
         ("binary", {"loss": "bad"}, "loss: bad: RuntimeError: no such thing"),
         ("binary", {"loss": "rows"}, "loss: expected rows to return one number, got"),
+        ("binary", {"loss": "flat"}, "loss: flat cannot be minimised: it does not"),
+        ("binary", {"loss": "writes"}, "loss: writes: RuntimeError: a leaf Variable .* in-place"),
         ("regression", {"class_weights": "balanced"}, "class_weights: 'mse_loss' takes none"),
         ("binary", {"class_weights": [1.0]}, "class_weights: expected 2, one a class of arrays"),
         ("regression", {"metrics": ["f1"]}, "metrics: 'f1' is none of regression; expected loss"),
         ("binary", {"metrics": ["acuracy"]}, "metrics: unknown metric 'acuracy'; did you mean"),
         ("binary", {"metrics": ["math:pi"]}, "metrics: expected a function with a name of its own"),
+        ("binary", {"metrics": ["math:sqrt"]}, "metrics: expected a function with a name of it"),
+        ("binary", {"metrics": ["bare"]}, "metrics.bare: expected Metric"),
+        ("binary", {"metrics": ["up"]}, "metrics.up: expected Metric"),
     ],
 )
 def test_what_does_not_fit_the_task_is_refused_first(
     task: Any, settings: dict[str, Any], message: str, own_names: None
 ) -> None:
     LOSSES.update(bad=raises, rows=lambda logits, labels: torch.zeros(3))
+    LOSSES["flat"] = lambda logits, labels: logits.detach().mean()
+    LOSSES["writes"] = lambda logits, labels: logits.mul_(2).mean()
+    METRICS.update(sqrt=Metric("minimize", raises), up=Metric("up", raises), bare=raises)  # type: ignore[arg-type,dict-item]
     with pytest.raises(LabkitError, match=message):
         check_fit(network(task), replace(made(task)), TrainSettings(**settings))
 
@@ -248,5 +264,11 @@ def test_a_network_has_the_outputs_of_the_task(task: Any, outputs: int, message:
 
 @pytest.mark.parametrize("weights", ["balance", [1.0, -1.0], [True, "a"], [1.0, float("nan")]])
 def test_wrong_weights_are_refused(weights: Any) -> None:
-    with pytest.raises(LabkitError, match="class_weights"):
+    expected = "class_weights: expected 'balanced', or a list with a number above 0 for each class"
+    with pytest.raises(LabkitError, match=expected):
         TrainSettings(class_weights=weights)
+
+
+def test_weights_of_classes_may_be_an_array() -> None:
+    settings: dict[str, Any] = {"class_weights": np.array([1, 2.5])}
+    assert TrainSettings(**settings).class_weights == (1.0, 2.5)
