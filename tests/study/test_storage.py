@@ -272,6 +272,7 @@ def test_paths_in_a_toml_are_relative_to_it(
     rng = np.random.default_rng(0)
     y = rng.integers(0, 5, 400)
     np.savez(project / "blobs.npz", x=rng.normal(size=(400, 16)) + y[:, None], label=y)
+    (project / "w.pt").touch()
     tables |= {"dataset": "blobs.npz", "load_name": "w.pt"}
     tables["search"]["strategy"]["setup"] |= {"n_trials": 2, "storage": "sqlite:///all.db"}
     (project / "c.toml").write_text(tomli_w.dumps(tables))
