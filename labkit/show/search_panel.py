@@ -186,7 +186,7 @@ class SearchPanel(LivePanel):
             said = f"{progress.said(left=running)}; {said}"
             n_epochs = sum(map(len, progress.histories.values()))
             if n_epochs != self._n_epochs or not running:
-                update(self.curves, _curves(progress))
+                update(self.curves, _curves(progress, running=running))
                 self._n_epochs = n_epochs
         else:
             bar = progress_bar(0, 1, "Epochs of networks")
@@ -196,7 +196,7 @@ class SearchPanel(LivePanel):
         self.progress.value = f"{bar} {state}: {html.escape(said)}"
 
 
-def _curves(progress: Progress | None) -> go.Figure:
+def _curves(progress: Progress | None, *, running: bool = True) -> go.Figure:
     """Returns how networks learn, by their main metric: those that train now, and those before."""
     histories, training = ({}, ()) if progress is None else (progress.histories, progress.training)
     metric = "accuracy" if progress is None else progress.metric
@@ -204,7 +204,7 @@ def _curves(progress: Progress | None) -> go.Figure:
     for name, now, colour in (("trained before", False, GREY), ("training", True, BLUE)):
         x, y, names = list[int | None](), list[float | None](), list[str]()
         for candidate, history in [*histories.items()]:
-            if (candidate in training) == now:
+            if (running and candidate in training) == now:
                 x += [*range(1, len(history) + 1), None]  # which ends a line
                 y += [*(metrics[metric] for metrics in history), None]
                 names += [f"{text(candidate.plan)}, seed {candidate.seed}"] * (len(history) + 1)
