@@ -209,8 +209,9 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"nothing to do: {len(search.store.trials)} of {trials} are done")
     results = search.run()
     print(results.counts())
-    print_table(results.front_table())
-    print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, best/")
+    if results.records:
+        print_table(results.front_table())
+        print(f"{folder}/: pareto.html, trials.csv, best.md, best.json, log.json, best/")
     return _ended(results)
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import tomli_w
 
-from labkit import apply, get_model, load_config, total_cost
+from labkit import Results, Search, apply, get_model, load_config, total_cost
 from labkit.cli import main
 from labkit.data.loading import DATA
 from labkit.study.record import Sampler
@@ -41,6 +41,24 @@ def config(tables: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "toy.toml"
     path.write_text(tomli_w.dumps(tables))
     return path
+
+
+def test_a_search_that_is_stopped_before_a_trial_names_no_files(
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Search.run
+
+    def stopped(self: Search) -> Results:
+        self.stop()
+        return run(self, progress=False)
+
+    monkeypatch.setattr(Search, "run", stopped)
+    assert main(["search", str(config), "--out", str(tmp_path / "out")]) == 130
+    assert not (tmp_path / "out" / "best.md").exists()
+    assert "best.md" not in capsys.readouterr().out
 
 
 def test_search_prints_the_front_and_writes_the_reports_table(

@@ -317,6 +317,7 @@ def _tables_with(key: str, tables: dict[str, Any]) -> Iterator[dict[str, Any]]:
     found = [table for settings, table in places if key in settings.model_fields]
     if not found:
         known = [field for settings, _ in places for field in settings.model_fields]
+        known += ["objectives", "limits", "widths"]
         raise LabkitError(f"{key}: unknown key; {did_you_mean(key, known)}")
     yield from found
 

@@ -227,10 +227,10 @@ class Results:
             f"{len(self.records)} trials: {sources[Source.TRAINED]} networks trained, "
             f"{sources[Source.LOOKED_UP]} looked up, {states['FAIL']} failed"
         )
-        if not self.description.limits:
-            return text
         if states["PRUNED"]:
             text += f", {states['PRUNED']} not trained for a limit"
+        if not (self.description.limits and sources[Source.TRAINED]):
+            return text
         left_out = sources[Source.TRAINED] - sum(trial.record.competes for trial in self.records)
         which = f"{left_out} left out as not" if left_out else "all"
         return f"{text}; {which} within {limits_text(self.description.limits)}"

@@ -57,6 +57,8 @@ def test_overrides_reach_every_place(tables: dict[str, Any]) -> None:
         config.replace(sampler="best")
     with pytest.raises(LabkitError, match="n_trial: unknown key; did you mean 'n_trials'"):
         config.replace(n_trial=1)
+    with pytest.raises(LabkitError, match="limit: unknown key; did you mean 'limits'"):
+        config.replace(limit={"accuracy": 0.5})
     assert config.replace() == config.replace(seed=None) == config
     assert config.replace(sampler="grid").search.strategy.setup.sampler == "bruteforce"
 

@@ -1,5 +1,7 @@
 """The tables of a study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,9 @@ def test_counts_add_up() -> None:
         trial(0, (0.5, 100)), trial(1, None), trial(2, (0.5, 100), source=Source.LOOKED_UP)
     ).counts()
     assert counts == "3 trials: 1 networks trained, 1 looked up, 1 failed"
+    limited = replace(description(), limits={"loss": ("≤", 1.0)})
+    failed = replace(results(trial(0, None)), description=limited)
+    assert failed.counts() == "1 trials: 0 networks trained, 0 looked up, 1 failed"
 
 
 def test_results_of_no_trials_are_empty_tables() -> None:
