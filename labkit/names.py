@@ -1,7 +1,8 @@
 """From a name to an object: one that labkit knows, or `package.module:name`, a user's own.
 
-Networks, data sets, runners, spaces and operators are all named this way. What a user runs may name
-code; what a user opens, such as a results folder from elsewhere, may not, unless it is trusted.
+Networks, data sets, losses, metrics, runners, spaces and operators are all named this way. What a
+user runs may name code; what a user opens, such as a results folder from elsewhere, may not, unless
+it is trusted.
 """
 
 import contextlib

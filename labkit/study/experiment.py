@@ -149,8 +149,7 @@ class Experiment:
             name: runner.run for name, (runner, _) in self.config.all_runners.items()
         }
         definitions[self.config.search.search_space.name] = type(self.space)
-        if self.training is not None:
-            definitions |= {n: getattr(one, "measure", one) for n, one in self.task.own.items()}
+        own = {} if self.training is None else self.task.own
         checkpoint = self.config.load_name
         if checkpoint is not None and checkpoint.is_file():
             definitions["load_name"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -158,7 +157,8 @@ class Experiment:
             settings,
             fingerprint.network_identity(self.space.channels, with_weights=keeps),
             self.data.fingerprint(),
-            {name: fingerprint.definition(one) for name, one in definitions.items()},
+            {name: fingerprint.definition(one) for name, one in definitions.items()}
+            | {n: fingerprint.definition_of_own(getattr(f, "measure", f)) for n, f in own.items()},
         )
 
     def counted(self, plan: Plan) -> Metrics:

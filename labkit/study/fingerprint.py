@@ -10,7 +10,9 @@ import ast
 import contextlib
 import hashlib
 import inspect
+import io
 import json
+import pickle
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,6 +92,26 @@ def _layer(layer: nn.Module, own: type[nn.Module]) -> str:
 def definition(thing: Any) -> str:
     """Returns a hash of a function's or class's code, and of the user's own code that it calls."""
     return _digest(*_definitions(thing, set()))
+
+
+def definition_of_own(function: Any) -> str:
+    """Returns the `definition` of a loss or a metric, which may be a partial, or a library's."""
+    code = definition(getattr(function, "func", function))
+    kind = type(function).__module__.split(".")[0]  # others' objects may change as they are called
+    if _is_library(function) and kind in ("builtins", "functools", "torch"):
+        with contextlib.suppress(Exception):  # of one that cannot be pickled, its code has to do
+            _Held(held := io.BytesIO()).dump(function)
+            return _digest(code, held.getvalue())
+    return code
+
+
+class _Held(pickle.Pickler):
+    """Pickles tensors by their numbers: PyTorch names their memory, too."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor):
+            return bytes, (obj.detach().cpu().numpy().tobytes(),)
+        return NotImplemented
 
 
 def _definitions(thing: Any, seen: set[int]) -> Iterator[str]:

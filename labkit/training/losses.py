@@ -35,6 +35,8 @@ def loss_of(task: Task, name: str = "", weights: Tensor | None = None) -> Loss:
     """
     name = name or BY_TASK[task][0]
     function: Callable[..., Tensor] = names.find("loss", name, LOSSES, "loss")
+    if function is not TORCHS.get(name, function):
+        raise LabkitError(f"loss: {name} is PyTorch's; give yours another name")
 
     def torchs(logits: Tensor, labels: Tensor) -> Tensor:
         alone, targets = logits.ndim == 2, labels

@@ -1,6 +1,8 @@
 """Searches of other tasks than classes, whole: from Python, a TOML and the command, and after."""
 
 import contextlib
+import copy
+import functools
 import itertools
 import re
 import sys
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 import tomli_w
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import labkit
@@ -171,6 +174,27 @@ def test_another_metric_is_another_search(tmp_path: Path) -> None:
     METRICS["own"] = Metric("minimize", lambda outputs, targets: (outputs - targets).abs().mean())
     with pytest.raises(LabkitError, match="own: .* by another definition of it, which changed"):
         labkit.search(progress=False, **given)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        (F.l1_loss, F.smooth_l1_loss),
+        (functools.partial(F.huber_loss, delta=1), functools.partial(F.huber_loss, delta=2)),
+        (nn.HuberLoss(delta=1), nn.HuberLoss(delta=2)),
+        (nn.CrossEntropyLoss(torch.ones(1)), nn.CrossEntropyLoss(2 * torch.ones(1))),
+    ],
+)
+def test_another_loss_is_another_search(losses: tuple[Any, Any], tmp_path: Path) -> None:
+    given: Any = {"model": model(), "data": HOUSES, "widths": [0.5, 1], "folder": tmp_path}
+    given |= {"loss": "own", "epochs": 1, "progress": False}
+    LOSSES["own"], other = losses
+    labkit.search(trials=1, **given)
+    LOSSES["own"] = copy.deepcopy(losses[0])
+    labkit.search(trials=2, **given)
+    LOSSES["own"] = other
+    with pytest.raises(LabkitError, match="own: .* by another definition of it, which changed"):
+        labkit.search(trials=2, **given)
 
 
 @pytest.mark.parametrize("name", ["parameters", "seconds"])

@@ -262,6 +262,12 @@ def test_a_network_has_the_outputs_of_the_task(task: Any, outputs: int, message:
         check_fit(nn.Linear(6, outputs).double(), made(task))
 
 
+def test_pytorchs_losses_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "mse_loss", far)
+    with pytest.raises(LabkitError, match="loss: mse_loss is PyTorch's; give yours another name"):
+        check_fit(network("regression"), made("regression"), TrainSettings())
+
+
 @pytest.mark.parametrize("weights", ["balance", [1.0, -1.0], [True, "a"], [1.0, float("nan")]])
 def test_wrong_weights_are_refused(weights: Any) -> None:
     expected = "class_weights: expected 'balanced', or a list with a number above 0 for each class"
