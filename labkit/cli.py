@@ -54,8 +54,7 @@ class _Parser(argparse.ArgumentParser):
 def _by_flag(message: str, arguments: argparse.Namespace) -> str:
     """Returns an error's message with the flag that gave the value in place of its key."""
     key, _, rest = message.partition(": ")
-    name = key.rpartition(".")[2]
-    name = {"number": "trial", "dataset": "data"}.get(name, name)
+    name = {"number": "trial", "dataset": "data"}.get(key, key)
     given = vars(arguments).get(name)
     if name in POSITIONAL or not given or not (given is True or str(given) in rest):
         return message

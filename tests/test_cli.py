@@ -61,6 +61,16 @@ def test_a_search_that_is_stopped_before_a_trial_names_no_files(
     assert "best.md" not in capsys.readouterr().out
 
 
+def test_a_key_of_a_table_is_not_taken_for_a_flag(
+    tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables["search"]["search_space"]["seed"] = [1]
+    (tmp_path / "a.toml").write_text(tomli_w.dumps(tables))
+    options = ["--seed", "1", "--out", str(tmp_path / "out")]
+    assert main(["search", str(tmp_path / "a.toml"), *options]) == 2
+    assert "labkit: search.search_space.seed: expected" in capsys.readouterr().err
+
+
 def test_search_prints_the_front_and_writes_the_reports_table(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
