@@ -191,18 +191,13 @@ class Dataset:
             notes.append(f"left out {len(labels) - len(known)} of {len(labels)} rows")
             x, y, labels = x.iloc[known] if tabular else x[known], y[known], labels[known]
             rows = [np.searchsorted(known, own) for own in rows]
-        for part, own in zip(SPLITS, rows):
-            if absent := [classes[i] for i in {*range(len(classes))} - {*labels[own].tolist()}]:
-                notes.append(f"no {part} row is of class {', '.join(absent)}")
-                if part == "train" or not len(own):
-                    raise LabkitError(f"y: {notes[-1]}")
-                log.warning("%s: %s", name, notes[-1])
+        parts = [labels[own] for own in rows]
+        notes += _absent(name, classes, parts)
         if tabular:
             x, features, done = as_numbers(x, rows[0])
             notes += done
         tensors: dict[str, Any] = {}
         scales: tuple[Target, ...] = ()
-        parts = [labels[own] for own in rows]
         if how.task == "regression":
             scales, parts = _scaled(y, rows, targets)
         for part, values, own in zip(SPLITS, _standardised("x", x, rows, features), parts):
@@ -263,6 +258,18 @@ class Dataset:
             f"{len(self.x_test)} test rows of shape {tuple(self.x_train.shape[1:])}, "
             f"{len(self.targets or self.classes)} {'classes' if self.classes else 'target(s)'})"
         )
+
+
+def _absent(name: str, classes: Sequence[str], labels: Sequence[np.ndarray]) -> list[str]:
+    """Returns which classes a split lacks, in words; training has to have them all."""
+    notes = []
+    for part, own in zip(SPLITS, labels):
+        if absent := [classes[i] for i in {*range(len(classes))} - {*own.tolist()}]:
+            notes.append(f"no {part} row is of class {', '.join(absent)}")
+            if part == "train" or not len(own):
+                raise LabkitError(f"y: {notes[-1]}")
+            log.warning("%s: %s", name, notes[-1])
+    return notes
 
 
 def _scaled(y: np.ndarray, rows: Rows, given: Any) -> tuple[tuple[Target, ...], list[np.ndarray]]:
