@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numbers
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 
@@ -19,6 +20,17 @@ class Table(BaseModel):
     """A table of settings: frozen, and a `LabkitError` where a key or a value is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        for key, given in values.items() if isinstance(values, Mapping) else ():
+            kind = cls.model_fields[key].annotation if key in cls.model_fields else None
+            takes = {kind, *get_args(kind)}
+            if takes & {bool, int, float} and (bool in takes) != isinstance(given, bool):
+                expected = "true or false" if bool in takes else "a number"
+                raise ValueError(f"{key}: expected {expected}, got {shown(given)}")
+        return values
 
     if not TYPE_CHECKING:  # a type checker knows the fields
 
@@ -70,6 +82,8 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str = "") -> 
                 f"{location[-1]}: " if location else ""
             )
             return f"{key}: {reason}{more}".removeprefix(": ")
+        case "too_short":
+            return f"{key}: expected at least one entry, got {shown(first['input'])}{more}"
     expected = first["msg"].replace("Input should be", "expected")
     return f"{key}: {expected}, got {shown(first['input'])}{more}".removeprefix(": ")
 

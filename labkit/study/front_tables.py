@@ -107,7 +107,11 @@ def front_table(results: Results) -> pd.DataFrame:
             original = float(results.trials[metric][results.original])
             table[f"{metric} to original"] = [_to(metric, v, original) for v in front[metric]]
     widths = [results.plan(number).to_dict() for number in front.index]
-    return table.join(pd.DataFrame(widths, index=front.index)).rename_axis("trial")
+    of_layers = pd.DataFrame(widths, index=front.index)
+    table = table.merge(
+        of_layers, "left", left_index=True, right_index=True, suffixes=("", " width")
+    )
+    return table.rename_axis("trial")
 
 
 def _to(metric: str, value: float, original: float) -> str | None:

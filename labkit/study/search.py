@@ -179,7 +179,7 @@ class Search:
         )  # fmt: skip
 
     def replicate(self, seeds: int, *, progress: bool = True) -> Results:
-        """Trains the networks of the front with more seeds, until each has that many.
+        """Trains the front and the original network with more seeds, until each has that many.
 
         The study's objective values stay as they were; the tables and figures show the new means.
         Where training fails with a seed, the tables show the replicates before it, and a warning

@@ -207,20 +207,23 @@ class Trainer:
     # More trainings of the front's networks.
 
     def missing(self, seeds: int) -> dict[Candidate, int]:
-        """Returns each training that networks of the front lack for so many seeds → the trial."""
+        """Returns each training that is lacking for so many seeds → the trial.
+
+        Of the networks of the front, and of the original one, which tables compare them with.
+        """
         first = self._experiment.config.seed
+        trials = {trial.number: trial for trial in self._store.front}
+        original = self._store.known.get(self._experiment.space.original)
+        if original is not None and original.record.source == Source.TRAINED:
+            trials[original.number] = original
         return {
             Candidate(trial.record.plan, first + index, **trial.record.rates): trial.number
-            for trial in self._store.front
+            for trial in trials.values()
             for index in self._store.missing_replicates(trial.number, seeds)
         }
 
     def replicate(self, missing: Mapping[Candidate, int]) -> Iterator[Outcome]:
-        """Trains what is missing and records each training as it ends, unless it failed.
-
-        Yields:
-            The outcome of each training, once it is recorded.
-        """
+        """Trains what is missing, and yields each outcome once it is recorded, unless it failed."""
         for outcome in self.again(missing):
             if outcome.failure is None:
                 seed = outcome.candidate.seed - self._experiment.config.seed
@@ -229,11 +232,7 @@ class Trainer:
             yield outcome
 
     def again(self, candidates: Mapping[Candidate, int]) -> Iterator[Outcome]:
-        """Trains networks of trials once more; a failure is logged.
-
-        Yields:
-            The outcome of each training, as they come.
-        """
+        """Trains networks of trials once more, and yields the outcomes; a failure is logged."""
         if not candidates:  # nothing is started for them
             return
         left = iter(candidates)

@@ -170,7 +170,8 @@ def test_a_search_tells_each_epoch(tables: dict[str, Any], blobs: Dataset) -> No
 
 def test_replicates_are_counted(tables: dict[str, Any], blobs: Dataset) -> None:
     search = labkit.Search(tables, data=blobs, epochs=2, trials=3)
-    n = len(search.run(progress=False).front)
+    results = search.run(progress=False)
+    n = len({*results.front.index, results.original})
     search.replicate(3, progress=False)
     assert search.progress is not None
     assert search.progress.done == search.progress.total == 4 * n

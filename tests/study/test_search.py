@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import threading
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -494,9 +495,36 @@ def test_ties_are_what_a_paired_t_test_cannot_tell_apart() -> None:
     assert not indistinguishable(base, shifted)  # though the two ranges overlap
 
 
+def test_the_original_has_as_many_seeds_as_what_is_compared_with_it(blobs: Dataset) -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5))
+    # Of these, the original is the dearest: it is on the front only where it is the best.
+    run = Search(model=model, data=blobs, widths=[0.25, 1], trials=2, epochs=3)
+    original = run.run(progress=False).original
+    assert original == 0
+    results = run.replicate(3, progress=False)
+    assert {len(results.replicates(n)) for n in {original, *results.front.index}} == {3}
+    means = results.trials["accuracy"]
+    cheapest = results.front_table().iloc[0]
+    expected = f"{100 * (means[cheapest.name] - means[original]):+.1f} points"
+    assert cheapest["accuracy to original"] == expected
+
+
+def test_a_layer_may_be_called_as_an_objective_is(blobs: Dataset) -> None:
+    model = nn.Sequential(OrderedDict(loss=nn.Linear(16, 8), relu=nn.ReLU(), out=nn.Linear(8, 5)))
+    objectives = {"loss": "minimize", "total_flops": "minimize"}
+    table = search(
+        model=model, data=blobs, widths=[1, 2], trials=2, objectives=objectives, epochs=1,
+        progress=False,
+    ).front_table()  # fmt: skip
+    assert {"loss", "loss width"} <= {*table}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"trials": True}, "n_trials: expected a number, got True"),
+        ({"baseline": "yes"}, "baseline: expected true or false, got 'yes'"),
+        ({"objectives": {}}, "metrics: expected at least one entry, got {}"),
         ({"widths": 2}, "widths: expected a list of multipliers, or layer → list, got 2"),
         ({"widths": "12"}, "widths: expected a list"),
         ({"widths": {"seq_blocks_2": 2}}, "widths: expected a list"),
