@@ -77,8 +77,11 @@ def first_networks(
             raise LabkitError(f"{where} ({plan}) is not in the space; the nearest there is {found}")
         plans.setdefault(plan, f"{where} ({plan})")
     left_out = {plan: who for plan, who in plans.items() if not limits.admits(plan)}
-    said = (f"{who} is not trained: it is beyond the limits" for who in left_out.values())
-    return [plan for plan in plans if plan not in left_out], [*said]
+    said = [f"{who} is not trained: it is beyond the limits" for who in left_out.values()]
+    kept = [plan for plan in plans if plan not in left_out]
+    if len(kept) > setup.n_trials:
+        said.append(f"{setup.n_trials} of the {len(kept)} networks that are asked for are trained")
+    return kept, said
 
 
 def _plan(where: str, channels: Channels, table: Mapping[str, float]) -> Plan:

@@ -187,6 +187,20 @@ def test_what_is_beyond_a_limit_is_not_tried(blobs: Dataset) -> None:
     assert tight.experiment.said[1].startswith("the original network is not trained")
 
 
+def test_more_networks_than_trials_is_said(blobs: Dataset) -> None:
+    wanted = [{"seq_blocks_2": 16}, {"seq_blocks_2": 32}]
+    two, three = (
+        Search(
+            model=get_model("jsc-toy"), data=blobs, widths=[1, 2, 4], trials=trials,
+            start_from=wanted,
+        )
+        for trials in (2, 3)
+    )  # fmt: skip
+    said = "2 of the 3 networks that are asked for are trained"
+    assert two.experiment.said[-1] == said
+    assert said not in three.experiment.said
+
+
 def test_a_study_that_was_made_before_there_was_any_of_this_goes_on(
     tables: dict[str, Any], blobs: Dataset
 ) -> None:
