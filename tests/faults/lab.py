@@ -133,6 +133,7 @@ def _command(arguments: list[str], folder: Path, fault: Fault | None, out: Path)
     from labkit.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     sys.stdout = sys.stderr = (out / "said").open("w", buffering=1)
     _Moments(folder, fault, out / "moments").watch()
     os._exit(main(arguments))
