@@ -5,6 +5,7 @@ import copy
 import itertools
 import signal
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from labkit.data.dataset import Dataset
+from labkit.training import LOSSES, METRICS
 from labkit.transform.models import MODELS
 
 # The background of a script ignores Ctrl-C, and so would every process that the tests start.
@@ -49,6 +51,16 @@ def tables() -> dict[str, Any]:
     train |= {"max_epochs": 1, "learning_rate": 1e-2}
     tables["search"]["strategy"]["setup"]["n_trials"] = 8
     return tables
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    losses, metrics = {**LOSSES}, {**METRICS}
+    yield
+    for registry, before in ((LOSSES, losses), (METRICS, metrics)):
+        for name in registry.keys() - before.keys():
+            del registry[name]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

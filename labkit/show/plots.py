@@ -86,12 +86,7 @@ def pareto_front(
         name="original network", mode="markers", marker=ring, hoverinfo="skip",
         x=original[cost], y=original[quality],
     )  # fmt: skip
-    for metric, (sign, bound) in results.description.limits.items():
-        if metric in (quality, cost):
-            line = {"name": text(limits_text({metric: (sign, bound)})), "showlegend": True}
-            line |= {"line": {"color": style.BLACK, "dash": "dot", "width": 1}}
-            draw = figure.add_vline if metric == cost else figure.add_hline
-            draw(bound, **line)
+    _add_limits(figure, results, quality, cost)
     if published:
         cross = {"symbol": "x", "color": style.PURPLE, "size": 10}
         figure.add_scatter(
@@ -105,6 +100,16 @@ def pareto_front(
         xaxis=style.cost_axis(cost, [*networks[cost], *original[cost]]),
         yaxis={"title": metric_text(quality)},
     )
+
+
+def _add_limits(figure: go.Figure, results: Results, quality: str, cost: str) -> None:
+    """Draws the limits of what is on the axes."""
+    for metric, (sign, bound) in results.description.limits.items():
+        if metric in (quality, cost):
+            line = {"name": text(limits_text({metric: (sign, bound)})), "showlegend": True}
+            line |= {"line": {"color": style.BLACK, "dash": "dot", "width": 1}}
+            draw = figure.add_vline if metric == cost else figure.add_hline
+            draw(bound, **line)
 
 
 def _axes(results: Results) -> tuple[str, str]:

@@ -7,7 +7,6 @@ import itertools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from labkit.study.runners import RUNNERS, Runner, RunnerSettings
 from labkit.training import LOSSES, METRICS
 from labkit.transform import initialise
 
+pytestmark = pytest.mark.usefixtures("own_names")
+
 MODULE = """
 from torch import nn
 
@@ -47,16 +48,6 @@ X = RNG.normal(size=(300, 4))
 Y = 5e4 + 1e4 * (X[:, 0] ** 2 + X[:, 1])
 HOUSES = Dataset.from_arrays(X, Y, task="regression", name="houses")
 SPAM = Dataset.from_arrays(X, X[:, 0] + X[:, 1] > 0.5, task="binary", name="spam")
-
-
-@pytest.fixture(autouse=True)
-def own_names() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    losses, metrics = {**LOSSES}, {**METRICS}
-    yield
-    for registry, before in ((LOSSES, losses), (METRICS, metrics)):
-        for name in registry.keys() - before.keys():
-            del registry[name]
 
 
 @pytest.fixture

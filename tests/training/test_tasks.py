@@ -1,6 +1,6 @@
 """Tasks, losses and metrics: against scikit-learn and PyTorch, and in stacks against alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -50,16 +50,6 @@ def network(task: str) -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, N_OUTPUTS[task])
     ).double()
-
-
-@pytest.fixture
-def own_names() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    losses, metrics = {**LOSSES}, {**METRICS}
-    yield
-    for registry, before in ((LOSSES, losses), (METRICS, metrics)):
-        for name in registry.keys() - before.keys():
-            del registry[name]
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
