@@ -7,7 +7,8 @@ import ipywidgets as ipw
 from labkit.errors import LabkitError
 from labkit.show.style import AXIS_TITLES, COUNTED
 from labkit.show.widgets import WRONG, labelled
-from labkit.study.config import Sampler, SearchConfig
+from labkit.study.config import SearchConfig
+from labkit.study.record import Sampler
 
 RATES = [float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 3, 5)]
 COST_METRICS = (*COUNTED, "latency")

@@ -10,18 +10,17 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     Field,
     ValidationInfo,
     model_validator,
 )
 
-from labkit.checks import Table, checked, plain
+from labkit.checks import checked, plain
 from labkit.data.columns import Reading
 from labkit.data.loading import names_file
 from labkit.errors import LabkitError, did_you_mean, in_words, shown
 from labkit.study.dialects import tell, translated
-from labkit.study.record import COLUMNS, Direction, Sampler
+from labkit.study.record import COLUMNS
 from labkit.study.runners import (
     RUNNERS,
     BasicComputationsSettings,
@@ -31,15 +30,13 @@ from labkit.study.runners import (
     RunnerSettings,
     get_runner,
 )
-from labkit.study.starting import start_tables
-from labkit.study.storage import as_url
+from labkit.study.search_tables import SearchTable, SetupTable
 from labkit.study.toml_files import read_toml, toml_file
 from labkit.training import TrainSettings
 from labkit.training.metrics import METRICS, find_metric
 
 # Multipliers for all groups of channels, or for each layer, group or pattern.
 Widths = Sequence[float] | Mapping[str, Sequence[float]]
-Bound = Annotated[float, BeforeValidator(plain), Field(strict=True, allow_inf_nan=False)]
 DEFAULT_PROJECT = "labkit"
 # What runners that train take from the top of a configuration, where their own tables are silent.
 INHERITED = ("max_epochs", "batch_size", "learning_rate")
@@ -52,89 +49,6 @@ def _located(file: T, info: ValidationInfo) -> T:
     with in_words(f"cannot look for {shown(str(file))}"):
         place = ((info.context or Path()) / Path(file).expanduser()).resolve()
         return type(file)(place) if isinstance(file, Path) or names_file(file, place) else file
-
-
-class SpaceTable(Table):
-    """`[search.search_space]`: the name of a space, and its own two tables."""
-
-    name: str
-    setup: dict[str, Any] = Field(default_factory=dict)
-    seed: dict[str, Any]
-
-
-class SetupTable(Table):
-    """`[search.strategy.setup]`.
-
-    Attributes:
-        n_trials: Trials of the whole study, those of earlier runs included.
-        timeout: Seconds after which no new trial begins; `None` is no limit.
-        sampler: What proposes: one of Optuna's samplers; `known-cost`, which learns only what is
-            not known before a network trains, and with which a search from Python begins; or
-            `bruteforce`, whose other name is `grid`.
-        sum_scaled_metrics: One objective, the sum of the scaled metrics, in place of several.
-        direction: Of that sum.
-        n_jobs: Trials that a worker is given at once, at most: their networks train in one stack.
-        baseline: Whether to train the original network first, as one of the trials.
-        start_from: Networks to train next, as tables of layer → channels (16) or multiplier (0.5);
-            or the results folder of an earlier search: those of its front.
-        workers: Processes of this machine that train. By default one, and as many as there are
-            cores once training has taken a while, where networks train one by one.
-        storage: The URL of the storage that keeps the study; by default `study.db` in the results
-            folder. An SQLite file is relative to the TOML.
-    """
-
-    n_trials: int = Field(100, ge=1)
-    timeout: float | None = Field(None, gt=0)
-    sampler: Annotated[Sampler, BeforeValidator(lambda s: "bruteforce" if s == "grid" else s)] = (
-        "tpe"
-    )
-    sum_scaled_metrics: bool = False
-    direction: Direction | None = None
-    n_jobs: int = Field(16, ge=1)
-    storage: Annotated[str, AfterValidator(lambda url, info: as_url(url, info.context))] | None = (
-        None
-    )
-    workers: int | None = Field(None, ge=1)
-    baseline: bool = True
-    start_from: Annotated[
-        str | tuple[dict[str, int | float], ...], BeforeValidator(start_tables)
-    ] = ()
-
-    @model_validator(mode="after")
-    def _sum_has_direction(self) -> Self:
-        if self.sum_scaled_metrics and self.direction is None:
-            raise ValueError("sum_scaled_metrics = true needs direction = 'maximize' or 'minimize'")
-        return self
-
-
-class MetricTable(Table):
-    """`[search.strategy.metrics.NAME]`: an objective."""
-
-    scale: float = Field(1.0, allow_inf_nan=False)
-    direction: Direction
-
-
-class StrategyTable(Table):
-    """`[search.strategy]`. `eval_mode` is read and has no effect: runners set the mode.
-
-    Attributes:
-        limits: Metric → what a network may have at most, or, where more is better, at least.
-    """
-
-    name: Literal["optuna"] = "optuna"
-    eval_mode: bool = False
-    sw_runner: dict[str, dict[str, Any]] = Field(min_length=1)
-    hw_runner: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    setup: SetupTable = SetupTable()
-    metrics: dict[str, MetricTable] = Field(min_length=1)
-    limits: dict[str, Bound] = Field(default_factory=dict)
-
-
-class SearchTable(Table):
-    """`[search]`."""
-
-    search_space: SpaceTable
-    strategy: StrategyTable
 
 
 class SearchConfig(Reading):

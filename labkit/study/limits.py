@@ -9,8 +9,8 @@ import functools
 from collections.abc import Callable
 
 from labkit.errors import LabkitError
-from labkit.study.config import StrategyTable
 from labkit.study.record import Bounds, Metrics
+from labkit.study.search_tables import StrategyTable
 from labkit.study.space import MAX_ENUMERATED, SearchSpaceBase, count
 from labkit.training import direction_of
 from labkit.transform import Plan

@@ -17,8 +17,9 @@ from labkit.transform import Channels, Plan, resolution_of
 from labkit.transform.plan import widths_of
 
 if TYPE_CHECKING:
-    from labkit.study.config import SearchConfig, SetupTable
+    from labkit.study.config import SearchConfig
     from labkit.study.limits import Limits
+    from labkit.study.search_tables import SetupTable
 
 WIDTHS = "a table of layer → channels (16) or multiplier (0.5), or a Plan"
 

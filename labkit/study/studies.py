@@ -24,9 +24,10 @@ from sqlalchemy.engine import make_url
 from labkit.checks import as_path
 from labkit.errors import LabkitError, in_words
 from labkit.runtime import quiet_optuna
-from labkit.study.config import DEFAULT_PROJECT, SetupTable
+from labkit.study.config import DEFAULT_PROJECT
 from labkit.study.fingerprint import Identity, difference
 from labkit.study.record import Bounds, Direction, Metrics, Record, Trial
+from labkit.study.search_tables import SetupTable
 from labkit.study.storage import DATABASE, named, open_storage
 from labkit.study.toml_files import read_toml
 
